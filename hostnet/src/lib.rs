@@ -1,1 +1,9 @@
-//! All that touches the kernel.
+//! All that touches the kernel: route netlink, nf_tables, namespaces, sysctls, durable files,
+//! and the vocabulary that Twill's binaries share.
+//!
+//! Everything here is synchronous: `twill-cni` runs for a millisecond and needs no runtime, and
+//! the daemons call in from one task. This crate is the only home of `unsafe`; each block says
+//! why it is sound.
+
+pub mod netns;
+pub mod vocab;
