@@ -1,1 +1,4 @@
-//! Pending.
+//! twill-proxy: turns Services and EndpointSlices into NAT in the kernel.
+#![forbid(unsafe_code)]
+
+pub mod plan;

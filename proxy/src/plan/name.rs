@@ -1,0 +1,48 @@
+//! Owns the name of a service port, as people and rules know it.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// `namespace/service:port`, or `namespace/service` where the port has no name (kube-proxy's form since
+/// 1.19, in comments and in the hashes of chain names). One shared string: a ruleset holds many.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortName(Arc<str>);
+
+impl PortName {
+    /// From its parts; `port` is empty for a port without a name.
+    pub fn new(namespace: &str, service: &str, port: &str) -> Self {
+        if port.is_empty() {
+            Self(format!("{namespace}/{service}").into())
+        } else {
+            Self(format!("{namespace}/{service}:{port}").into())
+        }
+    }
+
+    /// The whole name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_named_port_has_a_colon() {
+        assert_eq!(
+            PortName::new("kube-system", "kube-dns", "dns-tcp").as_str(),
+            "kube-system/kube-dns:dns-tcp"
+        );
+        assert_eq!(
+            PortName::new("default", "hello-world-service", "").as_str(),
+            "default/hello-world-service"
+        );
+    }
+}
