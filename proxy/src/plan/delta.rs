@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use hostnet::vocab::Family;
+
 use super::{FamilyRuleset, NodeRules, PortKey, Ruleset, ServicePort};
 
 /// What changed from one ruleset to the next, both families.
@@ -35,6 +37,14 @@ pub struct Change {
 }
 
 impl Delta {
+    /// What changed in one family.
+    pub fn family(&self, family: Family) -> &FamilyDelta {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
     /// What leads from `old` to `new`. Looks at every port: for a start, and for checks.
     pub fn between(old: &Ruleset, new: &Ruleset) -> Self {
         Self {

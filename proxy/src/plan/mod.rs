@@ -26,7 +26,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use ipnetwork::IpNetwork;
+use hostnet::vocab::{Family, Subnet};
 
 pub use delta::{Change, Delta, FamilyDelta};
 pub use name::PortName;
@@ -38,6 +38,24 @@ pub struct Ruleset {
     pub v4: FamilyRuleset,
     /// IPv6: every address in it is an IPv6 address.
     pub v6: FamilyRuleset,
+}
+
+impl Ruleset {
+    /// The plan of one family.
+    pub fn family(&self, family: Family) -> &FamilyRuleset {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    /// The plan of one family, to change it.
+    pub fn family_mut(&mut self, family: Family) -> &mut FamilyRuleset {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
 }
 
 /// The plan of one address family.
@@ -55,8 +73,8 @@ pub struct FamilyRuleset {
 pub struct NodeRules {
     /// How packets from this cluster's pods are told from others.
     pub pods: PodTraffic,
-    /// Where node ports answer.
-    pub node_ports: NodePortAddresses,
+    /// The addresses of this node at which node ports answer, none of them loopback. Empty: nowhere.
+    pub node_ports: BTreeSet<IpAddr>,
 }
 
 /// How a packet from a pod is told from a packet from elsewhere (kube-proxy's `detectLocalMode`).
@@ -65,23 +83,8 @@ pub enum PodTraffic {
     /// No way to tell: nothing is masqueraded for coming from outside, and pods count as outside.
     #[default]
     Unknown,
-    /// Source address in one of these networks: sorted, without host bits, never empty.
-    From(Vec<IpNetwork>),
-}
-
-/// The addresses at which node ports answer. Loopback addresses never do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodePortAddresses {
-    /// Every address of this node that is not loopback (`fib daddr type local`).
-    Any,
-    /// These addresses of this node only. Empty: none, so node ports answer nowhere.
-    Only(BTreeSet<IpAddr>),
-}
-
-impl Default for NodePortAddresses {
-    fn default() -> Self {
-        Self::Only(BTreeSet::new())
-    }
+    /// Source address in one of these networks: sorted, never empty.
+    From(Vec<Subnet>),
 }
 
 /// Which service port: unique within a family, and stable while the Service keeps that port.
@@ -181,7 +184,7 @@ pub struct Frontend {
 pub enum At {
     /// A cluster IP of the Service.
     ClusterIp(IpAddr),
-    /// This node's addresses ([`NodeRules::node_ports`]).
+    /// This node's addresses, those in [`NodeRules::node_ports`].
     NodePort,
 }
 
