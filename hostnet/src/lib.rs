@@ -5,5 +5,6 @@
 //! the daemons call in from one task. This crate is the only home of `unsafe`; each block says
 //! why it is sound.
 
+pub mod netlink;
 pub mod netns;
 pub mod vocab;
