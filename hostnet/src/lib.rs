@@ -5,6 +5,11 @@
 //! the daemons call in from one task. This crate is the only home of `unsafe`; each block says
 //! why it is sound.
 
+pub mod atomic_file;
+pub mod lock;
 pub mod netlink;
 pub mod netns;
+pub mod sysctl;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod vocab;
