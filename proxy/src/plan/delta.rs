@@ -45,6 +45,14 @@ impl Delta {
         }
     }
 
+    /// What changed in one family, to add to it.
+    pub(super) fn family_mut(&mut self, family: Family) -> &mut FamilyDelta {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+
     /// What leads from `old` to `new`. Looks at every port: for a start, and for checks.
     pub fn between(old: &Ruleset, new: &Ruleset) -> Self {
         Self {
@@ -146,7 +154,7 @@ mod tests {
                 port: number,
                 inside: verdict,
                 outside: verdict,
-                masquerade: Masquerade::Never,
+                masquerade: Masquerade::NotPods,
             };
             let endpoint = |n| Endpoint {
                 address: IpAddr::from([10, 244, 0, n]),

@@ -18,7 +18,11 @@
 //! * *cluster IPs*: [`At::ClusterIp`] of all ports, for the rest of such an address (its other ports).
 
 mod delta;
+mod endpoints;
 mod name;
+mod planner;
+mod service;
+mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,6 +34,8 @@ use hostnet::vocab::{Family, Subnet};
 
 pub use delta::{Change, Delta, FamilyDelta};
 pub use name::PortName;
+pub use planner::Planner;
+pub use settings::{DetectLocal, NodePortAddresses, Settings};
 
 /// The whole plan of one node, both address families.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,7 +86,7 @@ pub struct NodeRules {
 /// How a packet from a pod is told from a packet from elsewhere (kube-proxy's `detectLocalMode`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum PodTraffic {
-    /// No way to tell: nothing is masqueraded for coming from outside, and pods count as outside.
+    /// No way to tell: [`Masquerade::NotPods`] masquerades nothing, and pods count as outside.
     #[default]
     Unknown,
     /// Source address in one of these networks: sorted, never empty.
@@ -222,12 +228,9 @@ pub enum View {
 /// Whose connections get this node's address as their source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Masquerade {
-    /// Nobody's: the endpoint sees the client.
-    Never,
     /// All: an answer must come back through this node.
     Always,
-    /// Those that do not come from pods ([`NodeRules::pods`]). With [`PodTraffic::Unknown`] the
-    /// planner says `Never` instead.
+    /// Those that do not come from pods ([`NodeRules::pods`]); with [`PodTraffic::Unknown`] none.
     NotPods,
     /// Those of this node itself (`fib saddr type local`): external traffic under policy Local.
     ThisNode,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 /// `namespace/service:port`, or `namespace/service` where the port has no name (kube-proxy's form since
 /// 1.19, in comments and in the hashes of chain names). One shared string: a ruleset holds many.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortName(Arc<str>);
 
 impl PortName {
@@ -16,6 +16,13 @@ impl PortName {
         } else {
             Self(format!("{namespace}/{service}:{port}").into())
         }
+    }
+
+    /// `namespace/service`: the part that names the Service.
+    pub fn service(&self) -> &str {
+        self.0
+            .split_once(':')
+            .map_or(&self.0, |(service, _)| service)
     }
 
     /// The whole name.

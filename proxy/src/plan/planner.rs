@@ -1,0 +1,240 @@
+//! Owns the current plan, and brings it up to date: only what was touched is planned again.
+//!
+//! Two Services may claim one address and port. The older has it, then the one whose name sorts first;
+//! when it goes, the next one gets it. So the plan is a function of the objects alone, whatever the
+//! order in which they came.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hostnet::vocab::Family;
+
+use super::service::{self, Context};
+use super::settings::node_rules;
+use super::{Change, Delta, Frontend, PortKey, Protocol, Ruleset, ServicePort, Settings};
+use crate::index::{Dirty, Index, ObjectName};
+
+/// The plan of this node, kept up to date.
+#[derive(Debug)]
+pub struct Planner {
+    settings: Settings,
+    context: Context,
+    interfaces: BTreeSet<IpAddr>,
+    wanted: BTreeMap<ObjectName, Vec<Wanted>>,
+    claims: BTreeSet<Claim>,
+    ruleset: Ruleset,
+}
+
+/// What a Service asks for in one family and port.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    created: i64,
+    family: Family,
+    key: PortKey,
+    port: Arc<ServicePort>,
+}
+
+/// An address (`None`: node ports), protocol and port that only one service port can have.
+type Place = (Family, Option<IpAddr>, Protocol, u16);
+
+/// A service port's claim to a place. Of all claims to a place, the first in order has it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Claim {
+    place: Place,
+    created: i64,
+    key: PortKey,
+}
+
+impl Planner {
+    /// An empty plan under these settings.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            context: Context::default(),
+            interfaces: BTreeSet::new(),
+            wanted: BTreeMap::new(),
+            claims: BTreeSet::new(),
+            ruleset: Ruleset::default(),
+        }
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The plan as of the last update.
+    pub fn ruleset(&self) -> &Ruleset {
+        &self.ruleset
+    }
+
+    /// Sets the addresses on this node's interfaces: the next update goes by them.
+    pub fn set_interfaces(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.interfaces = addresses;
+    }
+
+    /// Brings the plan up to date with what is `dirty` in the index, and says what changed in it.
+    pub fn update(&mut self, index: &Index, dirty: &Dirty) -> Delta {
+        let mut delta = Delta::default();
+        for family in Family::ALL {
+            let rules = node_rules(&self.settings, family, index.node(), &self.interfaces);
+            if self.ruleset.family(family).node != rules {
+                self.ruleset.family_mut(family).node = rules.clone();
+                delta.family_mut(family).node = Some(rules);
+            }
+        }
+        let context = Context {
+            node: index.this_node().to_owned(),
+            zone: index.node().and_then(|node| node.zone.clone()),
+            masquerade_all: self.settings.masquerade_all,
+        };
+        let all_of_them = self.context != context;
+        self.context = context;
+
+        let mut affected = BTreeSet::new();
+        for name in &dirty.services {
+            self.want(index, name, &mut affected);
+        }
+        if all_of_them {
+            for name in index.names() {
+                self.want(index, name, &mut affected);
+            }
+        }
+        for (family, key) in affected {
+            if let Some(change) = self.settle(family, key) {
+                delta.family_mut(family).ports.push(change);
+            }
+        }
+        delta
+    }
+
+    /// Plans a Service anew. Adds to `affected` which service ports may have changed by it: its own, and
+    /// those that claim the same places.
+    fn want(
+        &mut self,
+        index: &Index,
+        name: &ObjectName,
+        affected: &mut BTreeSet<(Family, PortKey)>,
+    ) {
+        let new = match index.entry(name) {
+            Some(entry) => wanted(name, entry, &self.context),
+            None => Vec::new(),
+        };
+        let old = self.wanted.remove(name).unwrap_or_default();
+        let changed = |one: &&Wanted, others: &[Wanted]| !others.contains(one);
+        for gone in old.iter().filter(|wanted| changed(wanted, &new)) {
+            for claim in claims(gone) {
+                affected.extend(claimants(&self.claims, claim.place));
+                self.claims.remove(&claim);
+            }
+            affected.insert((gone.family, gone.key.clone()));
+        }
+        for came in new.iter().filter(|wanted| changed(wanted, &old)) {
+            for claim in claims(came) {
+                affected.extend(claimants(&self.claims, claim.place));
+                self.claims.insert(claim);
+            }
+            affected.insert((came.family, came.key.clone()));
+        }
+        if !new.is_empty() {
+            self.wanted.insert(name.clone(), new);
+        }
+    }
+
+    /// Gives a service port the places to which it has the best claim.
+    fn settle(&mut self, family: Family, key: PortKey) -> Option<Change> {
+        let after = (self.wanted.get(key.name.service()))
+            .and_then(|all| {
+                all.iter()
+                    .find(|wanted| (wanted.family, &wanted.key) == (family, &key))
+            })
+            .and_then(|wanted| self.granted(wanted));
+        let ports = &mut self.ruleset.family_mut(family).ports;
+        let before = match &after {
+            Some(port) if ports.get(&key) == Some(port) => return None,
+            Some(port) => ports.insert(key.clone(), port.clone()),
+            None => ports.remove(&key),
+        };
+        (before.is_some() || after.is_some()).then_some(Change { key, before, after })
+    }
+
+    /// The service port less the frontends that another has; `None` where none is left.
+    fn granted(&self, wanted: &Wanted) -> Option<Arc<ServicePort>> {
+        let owner = |frontend: &Frontend| claimants(&self.claims, place(wanted, frontend)).next();
+        let refused: Vec<_> = (wanted.port.frontends.iter())
+            .filter_map(|frontend| {
+                let (_, owner) = owner(frontend).filter(|(_, key)| *key != wanted.key)?;
+                Some((frontend, owner))
+            })
+            .collect();
+        if refused.is_empty() {
+            return Some(wanted.port.clone());
+        }
+        for (frontend, owner) in &refused {
+            tracing::warn!(
+                service = %wanted.key, at = ?frontend.at, port = frontend.port, owner = %owner,
+                "frontend left out: an older Service has the same address and port"
+            );
+        }
+        let left: Vec<_> = (wanted.port.frontends.iter())
+            .filter(|frontend| !refused.iter().any(|(other, _)| other == frontend))
+            .cloned()
+            .collect();
+        (!left.is_empty()).then(|| {
+            ServicePort {
+                frontends: left,
+                ..(*wanted.port).clone()
+            }
+            .into()
+        })
+    }
+}
+
+fn wanted(name: &ObjectName, entry: &crate::index::Entry, context: &Context) -> Vec<Wanted> {
+    let created = entry.service.as_ref().map_or(0, |service| service.created);
+    service::plan(name, entry, context)
+        .into_iter()
+        .map(|(family, key, port)| Wanted {
+            created,
+            family,
+            key,
+            port: port.into(),
+        })
+        .collect()
+}
+
+fn place(wanted: &Wanted, frontend: &Frontend) -> Place {
+    (
+        wanted.family,
+        frontend.at.address(),
+        wanted.key.protocol,
+        frontend.port,
+    )
+}
+
+fn claims(wanted: &Wanted) -> impl Iterator<Item = Claim> {
+    wanted.port.frontends.iter().map(|frontend| Claim {
+        place: place(wanted, frontend),
+        created: wanted.created,
+        key: wanted.key.clone(),
+    })
+}
+
+/// Who claims a place, the best claim first.
+fn claimants(
+    claims: &BTreeSet<Claim>,
+    place: Place,
+) -> impl Iterator<Item = (Family, PortKey)> + use<'_> {
+    let first = Claim {
+        place,
+        created: i64::MIN,
+        key: PortKey {
+            name: Default::default(),
+            protocol: Protocol::Tcp,
+        },
+    };
+    (claims.range(first..))
+        .take_while(move |claim| claim.place == place)
+        .map(move |claim| (place.0, claim.key.clone()))
+}
