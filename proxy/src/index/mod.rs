@@ -1,6 +1,6 @@
 //! The index: the last known state of all Services, EndpointSlices and this Node, in plain form.
 //!
-//! One task owns it and feeds it watch events; it does no I/O and holds no locks. It remembers which
+//! One task owns it and feeds it what the watches tell; it does no I/O and holds no locks. It remembers which
 //! Services were touched since it was last asked, so that the work after it grows with what changed:
 //!
 //! ```text
@@ -12,15 +12,16 @@ pub mod objects;
 mod node;
 mod service;
 mod slice;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+use agent::watch::{Delta, Key};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::ObjectMeta;
-use kube::runtime::watcher::Event;
 
 pub use node::Node;
 pub use service::{Port, Service};
@@ -36,16 +37,15 @@ impl ObjectName {
         Self(format!("{namespace}/{name}").into())
     }
 
-    fn of(metadata: &ObjectMeta) -> Self {
-        Self::new(
-            metadata.namespace.as_deref().unwrap_or_default(),
-            metadata.name.as_deref().unwrap_or_default(),
-        )
-    }
-
     /// Namespace and name.
     pub fn parts(&self) -> (&str, &str) {
         self.0.split_once('/').unwrap_or(("", &self.0))
+    }
+}
+
+impl From<Key> for ObjectName {
+    fn from(key: Key) -> Self {
+        Self::new(&key.namespace, &key.name)
     }
 }
 
@@ -62,15 +62,15 @@ impl fmt::Display for ObjectName {
     }
 }
 
-/// One event of one of the watches.
+/// One change that one of the watches tells of.
 #[derive(Debug)]
 pub enum Update {
     /// Of the Services.
-    Service(Event<objects::Service>),
+    Service(Delta<objects::Service>),
     /// Of the EndpointSlices.
-    Slice(Event<objects::EndpointSlice>),
+    Slice(Delta<objects::EndpointSlice>),
     /// Of this Node.
-    Node(Event<objects::Node>),
+    Node(Delta<objects::Node>),
 }
 
 /// What was touched since the index was last asked.
@@ -108,37 +108,16 @@ pub struct Index {
     /// Slice → Service: a slice may move to another Service by its label.
     service_of: HashMap<ObjectName, ObjectName>,
     node: Option<Node>,
-    services_list: Listing,
-    slices_list: Listing,
-    node_list: Listing,
+    listed: Listed,
     dirty: Dirty,
 }
 
-/// Where the watch of one kind of object stands.
+/// Which kinds of objects have been listed whole at least once.
 #[derive(Debug, Default)]
-struct Listing {
-    /// At least one list is complete.
-    complete: bool,
-    /// What a list that is under way has named so far.
-    seen: Option<HashSet<ObjectName>>,
-}
-
-impl Listing {
-    fn begin(&mut self) {
-        self.seen = Some(HashSet::new());
-    }
-
-    fn saw(&mut self, name: &ObjectName) {
-        if let Some(seen) = &mut self.seen {
-            seen.insert(name.clone());
-        }
-    }
-
-    /// Ends the list; what it did not name is gone.
-    fn end(&mut self) -> HashSet<ObjectName> {
-        self.complete = true;
-        self.seen.take().unwrap_or_default()
-    }
+struct Listed {
+    services: bool,
+    slices: bool,
+    node: bool,
 }
 
 impl Index {
@@ -149,9 +128,7 @@ impl Index {
             entries: HashMap::new(),
             service_of: HashMap::new(),
             node: None,
-            services_list: Listing::default(),
-            slices_list: Listing::default(),
-            node_list: Listing::default(),
+            listed: Listed::default(),
             dirty: Dirty::default(),
         }
     }
@@ -164,7 +141,7 @@ impl Index {
     /// Whether all kinds of objects have been listed. Before that, what is not here may still exist:
     /// rules made from it would cut off what works.
     pub fn is_complete(&self) -> bool {
-        self.services_list.complete && self.slices_list.complete && self.node_list.complete
+        self.listed.services && self.listed.slices && self.listed.node
     }
 
     /// A Service with its slices.
@@ -187,87 +164,38 @@ impl Index {
         std::mem::take(&mut self.dirty)
     }
 
-    /// Folds in one watch event.
+    /// Folds in one change.
     pub fn update(&mut self, update: Update) {
         match update {
-            Update::Service(event) => self.service_event(event),
-            Update::Slice(event) => self.slice_event(event),
-            Update::Node(event) => self.node_event(event),
-        }
-    }
-
-    fn service_event(&mut self, event: Event<objects::Service>) {
-        match event {
-            Event::Init => self.services_list.begin(),
-            Event::InitApply(object) | Event::Apply(object) => {
-                let name = ObjectName::of(&object.metadata);
-                self.services_list.saw(&name);
-                self.set_service(name, Service::fold(&object));
+            Update::Service(Delta::Upsert(object)) => {
+                self.set_service(Key::of(&object).into(), Service::fold(&object));
             }
-            Event::Delete(object) => self.set_service(ObjectName::of(&object.metadata), None),
-            Event::InitDone => {
-                let seen = self.services_list.end();
-                let gone: Vec<_> = self
-                    .entries
-                    .keys()
-                    .filter(|name| !seen.contains(*name))
-                    .cloned()
-                    .collect();
-                for name in gone {
-                    self.set_service(name, None);
-                }
-            }
-        }
-    }
-
-    fn slice_event(&mut self, event: Event<objects::EndpointSlice>) {
-        match event {
-            Event::Init => self.slices_list.begin(),
-            Event::InitApply(object) | Event::Apply(object) => {
-                let name = ObjectName::of(&object.metadata);
-                self.slices_list.saw(&name);
+            Update::Service(Delta::Remove(key)) => self.set_service(key.into(), None),
+            Update::Service(Delta::Synced) => self.listed.services = true,
+            Update::Slice(Delta::Upsert(object)) => {
                 let folded = Slice::fold(&object, &self.this_node);
-                if self.set_slice(name, folded) {
+                if self.set_slice(Key::of(&object).into(), folded) {
                     self.dirty.triggers.extend(slice::trigger_time(&object));
                 }
             }
-            Event::Delete(object) => {
-                self.set_slice(ObjectName::of(&object.metadata), None);
+            Update::Slice(Delta::Remove(key)) => {
+                self.set_slice(key.into(), None);
             }
-            Event::InitDone => {
-                let seen = self.slices_list.end();
-                let gone: Vec<_> = self
-                    .service_of
-                    .keys()
-                    .filter(|name| !seen.contains(*name))
-                    .cloned()
-                    .collect();
-                for name in gone {
-                    self.set_slice(name, None);
-                }
-            }
-        }
-    }
-
-    fn node_event(&mut self, event: Event<objects::Node>) {
-        match event {
-            Event::Init => self.node_list.begin(),
-            Event::InitApply(object) | Event::Apply(object) => {
+            Update::Slice(Delta::Synced) => self.listed.slices = true,
+            Update::Node(Delta::Upsert(object)) => {
                 if object.metadata.name.as_deref() == Some(&self.this_node) {
-                    self.node_list.saw(&ObjectName::of(&object.metadata));
                     self.set_node(Node::fold(&object));
                 }
             }
-            Event::Delete(object) => {
-                if object.metadata.name.as_deref() == Some(&self.this_node) {
-                    self.node_is_gone();
+            Update::Node(Delta::Remove(key)) => {
+                if let Some(node) = self.node.clone().filter(|_| *key.name == *self.this_node) {
+                    self.set_node(Node {
+                        leaving: true,
+                        ..node
+                    });
                 }
             }
-            Event::InitDone => {
-                if self.node_list.end().is_empty() {
-                    self.node_is_gone();
-                }
-            }
+            Update::Node(Delta::Synced) => self.listed.node = true,
         }
     }
 
@@ -317,15 +245,6 @@ impl Index {
         if self.node.as_ref() != Some(&node) {
             self.node = Some(node);
             self.dirty.node = true;
-        }
-    }
-
-    fn node_is_gone(&mut self) {
-        if let Some(node) = self.node.clone() {
-            self.set_node(Node {
-                leaving: true,
-                ..node
-            });
         }
     }
 

@@ -23,6 +23,9 @@ mod name;
 mod planner;
 mod service;
 mod settings;
+mod show;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -245,10 +248,4 @@ pub struct Endpoint {
     pub port: u16,
     /// It runs on this node.
     pub local: bool,
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        std::net::SocketAddr::new(self.address, self.port).fmt(f)
-    }
 }

@@ -1,0 +1,122 @@
+//! Owns the text form of a ruleset, for people and golden files.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use hostnet::vocab::Family;
+
+use super::{
+    At, Endpoint, FamilyRuleset, Frontend, Masquerade, NodeRules, PodTraffic, Ruleset, ServicePort,
+    Verdict, View,
+};
+
+/// One block per family, then one per service port, in the order of their names.
+impl fmt::Display for Ruleset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for family in Family::ALL {
+            writeln!(f, "{family}: {}", self.family(family))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for FamilyRuleset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.node)?;
+        for (key, port) in &self.ports {
+            write!(f, "\n{key}{port}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for NodeRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.pods {
+            PodTraffic::Unknown => f.write_str("pods unknown")?,
+            PodTraffic::From(networks) => write!(f, "pods from {}", list(networks))?,
+        }
+        if self.node_ports.is_empty() {
+            f.write_str(", node ports nowhere")
+        } else {
+            write!(f, ", node ports at {}", list(&self.node_ports))
+        }
+    }
+}
+
+impl fmt::Display for ServicePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(seconds) = self.affinity {
+            write!(f, ", clients stay {seconds} s")?;
+        }
+        for frontend in &self.frontends {
+            write!(f, "\n  {frontend}")?;
+        }
+        for (name, endpoints) in [("cluster", &self.cluster), ("local", &self.local)] {
+            if !endpoints.is_empty() {
+                write!(f, "\n  {name}: {}", list(endpoints.iter()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.at {
+            At::ClusterIp(address) => write!(f, "cluster IP {}", socket(address, self.port))?,
+            At::NodePort => write!(f, "node port {}", self.port)?,
+        }
+        if self.inside == self.outside {
+            write!(f, " -> {}", self.inside)?;
+        } else {
+            write!(
+                f,
+                " -> {} from inside, {} from outside",
+                self.inside, self.outside
+            )?;
+        }
+        write!(f, ", masquerade {}", self.masquerade)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Balance(View::Cluster) => "cluster",
+            Self::Balance(View::Local) => "local",
+            Self::Reject => "reject",
+            Self::Drop => "drop",
+        })
+    }
+}
+
+impl fmt::Display for Masquerade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Always => "all",
+            Self::NotPods => "all but pods",
+            Self::ThisNode => "this node",
+        })
+    }
+}
+
+/// `address:port`, with `(local)` behind it for one of this node.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = if self.local { " (local)" } else { "" };
+        write!(f, "{}{mark}", socket(self.address, self.port))
+    }
+}
+
+fn socket(address: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(address, port)
+}
+
+fn list<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    items
+        .into_iter()
+        .map(|item| item.to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
