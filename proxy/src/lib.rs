@@ -1,6 +1,7 @@
 //! twill-proxy: turns Services and EndpointSlices into NAT in the kernel.
 #![forbid(unsafe_code)]
 
+pub mod backend;
 #[cfg(test)]
 mod fixtures;
 pub mod index;

@@ -15,6 +15,8 @@ pub struct Settings {
     pub detect_local: DetectLocal,
     /// Where node ports answer.
     pub node_port_addresses: NodePortAddresses,
+    /// The node's primary address of its family, where the user gives one (kube-proxy's `bindAddress`).
+    pub node_ip: Option<IpAddr>,
     /// Masquerade all connections to cluster IPs, also those of pods.
     pub masquerade_all: bool,
 }
@@ -58,7 +60,7 @@ pub(super) fn node_rules(
 ) -> NodeRules {
     NodeRules {
         pods: pod_traffic(&settings.detect_local, family, node),
-        node_ports: node_ports(&settings.node_port_addresses, family, node, interfaces),
+        node_ports: node_ports(settings, family, node, interfaces),
     }
 }
 
@@ -81,14 +83,15 @@ fn pod_traffic(detect: &DetectLocal, family: Family, node: Option<&Node>) -> Pod
 }
 
 fn node_ports(
-    wanted: &NodePortAddresses,
+    settings: &Settings,
     family: Family,
     node: Option<&Node>,
     interfaces: &BTreeSet<IpAddr>,
 ) -> BTreeSet<IpAddr> {
-    match wanted {
-        NodePortAddresses::Primary => node
-            .and_then(|node| node.primary(family))
+    match &settings.node_port_addresses {
+        NodePortAddresses::Primary => (settings.node_ip)
+            .filter(|address| Family::of(*address) == family)
+            .or_else(|| node.and_then(|node| node.primary(family)))
             .into_iter()
             .collect(),
         NodePortAddresses::In(networks) => {
@@ -99,9 +102,130 @@ fn node_ports(
             let any = networks.peek().is_none();
             let networks: Vec<_> = networks.collect();
             (interfaces.iter().copied())
-                .filter(|address| Family::of(*address) == family && !address.is_loopback())
+                .filter(|address| Family::of(*address) == family && answers(*address))
                 .filter(|address| any || networks.iter().any(|network| network.contains(*address)))
                 .collect()
         }
+    }
+}
+
+/// Loopback is not for others; link-local IPv6 addresses mean nothing without their interface.
+fn answers(address: IpAddr) -> bool {
+    let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    !address.is_loopback() && !link_local
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node() -> Node {
+        Node {
+            primary_v4: Some("192.168.1.12".parse().unwrap()),
+            primary_v6: Some("fd00:1::12".parse().unwrap()),
+            pod_cidrs: ["10.244.3.0/24", "fd00:3::/64"]
+                .map(|text| text.parse().unwrap())
+                .into(),
+            ..Node::default()
+        }
+    }
+
+    fn at(settings: &Settings, family: Family) -> String {
+        let interfaces = [
+            "127.0.0.1",
+            "192.168.1.12",
+            "10.9.0.1",
+            "::1",
+            "fe80::1",
+            "fd00:1::12",
+        ]
+        .map(|text| text.parse().unwrap())
+        .into();
+        node_rules(settings, family, Some(&node()), &interfaces).to_string()
+    }
+
+    fn node_ports(networks: &[&str]) -> Settings {
+        let networks = networks.iter().map(|text| text.parse().unwrap()).collect();
+        Settings {
+            node_port_addresses: NodePortAddresses::In(networks),
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn node_ports_answer_at_the_primary_addresses() {
+        let settings = Settings::default();
+        assert_eq!(
+            at(&settings, Family::V4),
+            "pods unknown, node ports at 192.168.1.12"
+        );
+        assert_eq!(
+            at(&settings, Family::V6),
+            "pods unknown, node ports at fd00:1::12"
+        );
+        let settings = Settings {
+            node_ip: Some("10.9.0.1".parse().unwrap()),
+            ..settings
+        };
+        assert_eq!(
+            at(&settings, Family::V4),
+            "pods unknown, node ports at 10.9.0.1"
+        );
+        assert_eq!(
+            at(&settings, Family::V6),
+            "pods unknown, node ports at fd00:1::12"
+        );
+    }
+
+    #[test]
+    fn given_networks_choose_among_the_interfaces_never_loopback() {
+        let settings = node_ports(&["10.0.0.0/8", "127.0.0.0/8"]);
+        assert_eq!(
+            at(&settings, Family::V4),
+            "pods unknown, node ports at 10.9.0.1"
+        );
+        let all = node_ports(&["0.0.0.0/0"]);
+        assert_eq!(
+            at(&all, Family::V4),
+            "pods unknown, node ports at 10.9.0.1, 192.168.1.12"
+        );
+    }
+
+    #[test]
+    fn a_family_that_no_network_is_of_has_all_addresses() {
+        let settings = node_ports(&["10.0.0.0/8"]);
+        assert_eq!(
+            at(&settings, Family::V6),
+            "pods unknown, node ports at fd00:1::12"
+        );
+    }
+
+    #[test]
+    fn pods_are_known_by_the_networks_of_the_family() {
+        let networks = ["10.244.0.0/16", "fd00::/48"].map(|text| text.parse().unwrap());
+        let cluster = Settings {
+            detect_local: DetectLocal::ClusterCidr(networks.into()),
+            ..Settings::default()
+        };
+        assert_eq!(
+            at(&cluster, Family::V4),
+            "pods from 10.244.0.0/16, node ports at 192.168.1.12"
+        );
+        assert_eq!(
+            at(&cluster, Family::V6),
+            "pods from fd00::/48, node ports at fd00:1::12"
+        );
+        let node = Settings {
+            detect_local: DetectLocal::NodeCidr,
+            ..Settings::default()
+        };
+        assert_eq!(
+            at(&node, Family::V4),
+            "pods from 10.244.3.0/24, node ports at 192.168.1.12"
+        );
+        assert_eq!(
+            at(&node, Family::V6),
+            "pods from fd00:3::/64, node ports at fd00:1::12"
+        );
     }
 }

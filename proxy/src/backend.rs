@@ -1,0 +1,39 @@
+//! The seam between the plan and a packet filter. `nft` compiles plans for nf_tables; a second compiler
+//! stands beside it.
+
+use std::error::Error;
+
+use crate::plan::{Delta, Ruleset};
+
+/// A packet filter that a plan can be put into. Calls block; one task makes them, one after another.
+///
+/// Every call is one or more transactions, of which each is right by itself: a packet never meets a state
+/// that is not one of the plans, and an error leaves what the last transaction made.
+pub trait Backend {
+    /// Why a call failed. After an error the caller's next call is [`Backend::replace`].
+    type Error: Error + Send + Sync + 'static;
+
+    /// Makes the kernel hold exactly this ruleset, whatever of ours it holds now: observes it, and changes
+    /// only what differs. For the start, after errors, and to repair.
+    fn replace(&mut self, ruleset: &Ruleset) -> Result<Applied, Self::Error>;
+
+    /// Makes these changes to the ruleset that the kernel holds since the last call. Costs what changed.
+    fn update(&mut self, delta: &Delta) -> Result<Applied, Self::Error>;
+
+    /// Removes what [`Applied::unfinished`] spoke of. Called when no packet can be on its way any more
+    /// that began under the rules of the call before.
+    fn finish(&mut self) -> Result<Applied, Self::Error>;
+
+    /// Removes all that is ours, whichever version of this program made it.
+    fn cleanup(&mut self) -> Result<Applied, Self::Error>;
+}
+
+/// What a call did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// How many changes went to the kernel: 0 means that it held everything already.
+    pub ops: usize,
+    /// Something that no rule leads to any more is still there, for packets that are on their way:
+    /// call [`Backend::finish`] in a while.
+    pub unfinished: bool,
+}
