@@ -9,6 +9,7 @@ pub mod atomic_file;
 pub mod lock;
 pub mod netlink;
 pub mod netns;
+pub mod nft;
 pub mod sysctl;
 #[cfg(feature = "testkit")]
 pub mod testkit;

@@ -1,0 +1,375 @@
+//! Transactions: operations to one batch of messages, and the kernel's answers to errors that name the
+//! operation.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::Error;
+use super::diff::{Changes, Op};
+use super::error::Refusal;
+use super::rule::Rule;
+use super::set::{Element, SetDecl, encode_element};
+use super::socket::Socket;
+use super::table::{Chain, Policy};
+use super::types::Key;
+use super::udata;
+use super::wire::{self, Attrs, Message, Writer, chain, elem, msg, rule, set, table};
+
+/// The most elements in one list.
+const LIST_MAX: usize = 1_000;
+/// No element is longer: keys of 64 bytes, a chain's name of 256, a comment of 128.
+const ELEMENT_MAX: usize = 1_024;
+
+/// Sends the changes as one transaction, and waits for the kernel's verdict on it.
+pub(super) fn send(
+    socket: &mut Socket,
+    changes: &Changes,
+    generation: Option<u32>,
+) -> Result<(), Error> {
+    let batch = Batch::compile(changes, generation, socket.next_seq());
+    socket.skip_seqs(batch.messages.len() as u32);
+    socket.send(&batch.bytes)?;
+    batch.read_answers(socket)
+}
+
+/// A transaction in bytes, and which operations each of its messages stands for.
+pub(super) struct Batch<'a> {
+    changes: &'a Changes,
+    /// What is sent.
+    pub(super) bytes: Vec<u8>,
+    /// The messages, whose sequence numbers follow each other from `first_seq` on: `BATCH_BEGIN`, those of
+    /// the operations, `BATCH_END`.
+    messages: Vec<Sent>,
+    first_seq: u32,
+}
+
+/// One message of a batch.
+struct Sent {
+    ops: Range<usize>,
+    /// Of a list of elements: where each operation begins, from the start of the message.
+    offsets: Vec<usize>,
+}
+
+impl<'a> Batch<'a> {
+    /// Compiles the changes. With a `generation` the kernel refuses them if the ruleset is another.
+    pub(super) fn compile(
+        changes: &'a Changes,
+        generation: Option<u32>,
+        first_seq: u32,
+    ) -> Batch<'a> {
+        let mut compiler = Compiler {
+            changes,
+            writer: Writer::default(),
+            messages: Vec::new(),
+            first_seq,
+        };
+        compiler.mark(wire::BATCH_BEGIN, generation);
+        let mut at = 0;
+        while at < changes.ops.len() {
+            at = compiler.ops_from(at);
+        }
+        compiler.writer.add_flags_to_last(wire::F_ACK);
+        compiler.mark(wire::BATCH_END, None);
+        let Compiler {
+            writer, messages, ..
+        } = compiler;
+        Batch {
+            changes,
+            bytes: writer.into_bytes(),
+            messages,
+            first_seq,
+        }
+    }
+
+    /// The kernel has worked when `send` returns: all its answers wait in the socket.
+    fn read_answers(&self, socket: &mut Socket) -> Result<(), Error> {
+        let last = self.first_seq.wrapping_add(self.messages.len() as u32 - 2);
+        let mut refusals = Vec::new();
+        let mut is_acknowledged = false;
+        while let Some(datagram) = socket.receive(false)? {
+            for message in wire::messages(datagram)? {
+                let Some(ack) = Ack::of(&message) else {
+                    continue;
+                };
+                let index = message.seq.wrapping_sub(self.first_seq) as usize;
+                let Some(sent) = self.messages.get(index) else {
+                    continue;
+                };
+                match ack.errno {
+                    None => is_acknowledged |= message.seq == last,
+                    Some(Errno::ERESTART) => {
+                        return Err(Error::Stale {
+                            table: self.changes.table.clone(),
+                        });
+                    }
+                    Some(errno) => refusals.push(Refusal {
+                        operation: self.describe(sent, ack.offset),
+                        errno,
+                        message: ack.message.map(str::to_owned),
+                    }),
+                }
+            }
+        }
+        if !refusals.is_empty() {
+            return Err(Error::Refused {
+                table: self.changes.table.clone(),
+                refusals,
+            });
+        }
+        if is_acknowledged {
+            Ok(())
+        } else {
+            Err(Error::Overrun)
+        }
+    }
+
+    /// The operation that a message stands for, or the one of a list in which the offset lies.
+    fn describe(&self, sent: &Sent, offset: Option<usize>) -> String {
+        let within = match offset {
+            Some(offset) => sent
+                .offsets
+                .partition_point(|start| *start <= offset)
+                .saturating_sub(1),
+            None => 0,
+        };
+        let Some(op) = self.changes.ops[sent.ops.clone()].get(within) else {
+            return "the transaction".to_owned();
+        };
+        let text = op.display(&self.changes.table).to_string();
+        // An operation of several commands is known by its first line and its size.
+        match text.split_once('\n') {
+            Some((first, rest)) => format!("{first} … ({} lines more)", rest.lines().count()),
+            None => text,
+        }
+    }
+}
+
+/// `NLMSG_ERROR`: the kernel's answer to one message.
+pub(super) struct Ack<'a> {
+    /// None: it was done.
+    pub(super) errno: Option<Errno>,
+    message: Option<&'a str>,
+    offset: Option<usize>,
+}
+
+impl<'a> Ack<'a> {
+    /// Reads it; None if the message is another.
+    pub(super) fn of(message: &Message<'a>) -> Option<Ack<'a>> {
+        if message.kind != wire::NLMSG_ERROR || message.payload.len() < 4 + wire::NLMSG_HDRLEN {
+            return None;
+        }
+        let code = wire::u32_at(message.payload, 0) as i32;
+        let errno = (code != 0).then(|| Errno::from_raw(-code));
+        // After the code stands the request, only its header if capped; then the attributes.
+        let request = if message.flags & wire::F_CAPPED != 0 || errno.is_none() {
+            wire::NLMSG_HDRLEN
+        } else {
+            (wire::u32_at(message.payload, 4) as usize).next_multiple_of(4)
+        };
+        let mut ack = Ack {
+            errno,
+            message: None,
+            offset: None,
+        };
+        if message.flags & wire::F_ACK_TLVS != 0 {
+            let attrs = Attrs(message.payload.get(4 + request..).unwrap_or_default());
+            ack.message = attrs.str(wire::ERR_MSG);
+            ack.offset = attrs
+                .get(wire::ERR_OFFS)
+                .filter(|bytes| bytes.len() == 4)
+                .map(|bytes| wire::u32_at(bytes, 0) as usize);
+        }
+        Some(ack)
+    }
+}
+
+struct Compiler<'a> {
+    changes: &'a Changes,
+    writer: Writer,
+    messages: Vec<Sent>,
+    first_seq: u32,
+}
+
+impl Compiler<'_> {
+    /// The number of the next message, which stands for these operations.
+    fn next(&mut self, ops: Range<usize>) -> u32 {
+        let seq = self.first_seq.wrapping_add(self.messages.len() as u32);
+        self.messages.push(Sent {
+            ops,
+            offsets: Vec::new(),
+        });
+        seq
+    }
+
+    fn mark(&mut self, kind: u16, generation: Option<u32>) {
+        let seq = self.next(0..0);
+        self.writer
+            .message(kind, 0, seq, 0, wire::SUBSYS_NFTABLES, |w| {
+                if let Some(generation) = generation {
+                    w.be32(wire::BATCH_GENID, generation);
+                }
+            });
+    }
+
+    /// Writes the operation at this index, and with an element those that go into the same list. Returns
+    /// the index of the next operation.
+    fn ops_from(&mut self, at: usize) -> usize {
+        let name = self.changes.table.name.clone();
+        match &self.changes.ops[at] {
+            Op::AddTable { comment } => self.message(at, msg::NEWTABLE, NEW, |w| {
+                w.str(table::NAME, &name);
+                w.be32(table::FLAGS, 0);
+                if let Some(comment) = comment {
+                    w.bytes(table::USERDATA, &udata::of_comment(comment));
+                }
+            }),
+            Op::DeleteTable => self.message(at, msg::DELTABLE, 0, |w| w.str(table::NAME, &name)),
+            Op::AddSet(decl) => {
+                // Any number that no other set of this transaction has.
+                let id = at as u32 + 1;
+                self.message(at, msg::NEWSET, NEW, |w| decl.encode(w, &name, id));
+            }
+            Op::DeleteSet(decl) => self.message(at, msg::DELSET, 0, |w| {
+                w.str(set::TABLE, &name);
+                w.str(set::NAME, &decl.name);
+            }),
+            Op::AddChain(chain, is) => {
+                self.message(at, msg::NEWCHAIN, NEW, |w| {
+                    encode_chain(w, &name, chain, is)
+                });
+            }
+            Op::DeleteChain(chain) => self.message(at, msg::DELCHAIN, 0, |w| {
+                w.str(chain::TABLE, &name);
+                w.str(chain::NAME, chain);
+            }),
+            Op::SetRules(chain, rules) => {
+                self.message(at, msg::DELRULE, 0, |w| {
+                    w.str(rule::TABLE, &name);
+                    w.str(rule::CHAIN, chain);
+                });
+                for new in rules {
+                    let append = wire::F_CREATE | wire::F_APPEND;
+                    self.message(at, msg::NEWRULE, append, |w| {
+                        encode_rule(w, &name, chain, new)
+                    });
+                }
+            }
+            Op::AddElement(decl, ..) | Op::DeleteElement(decl, ..) => {
+                return self.elements(at, decl);
+            }
+            Op::ReplaceElement(decl, key, element) => {
+                self.element(at, msg::DELSETELEM, 0, decl, key, None);
+                self.element(at, msg::NEWSETELEM, NEW, decl, key, Some(element));
+            }
+        }
+        at + 1
+    }
+
+    fn message(&mut self, op: usize, kind: u8, flags: u16, body: impl FnOnce(&mut Writer)) {
+        let seq = self.next(op..op + 1);
+        self.writer.nft(
+            kind,
+            flags,
+            seq,
+            wire::nfproto(self.changes.table.family),
+            body,
+        );
+    }
+
+    /// Writes a list of one element.
+    fn element(
+        &mut self,
+        op: usize,
+        kind: u8,
+        flags: u16,
+        decl: &SetDecl,
+        key: &Key,
+        element: Option<&Element>,
+    ) {
+        let name = self.changes.table.name.clone();
+        self.message(op, kind, flags, |w| {
+            w.str(elem::TABLE, &name);
+            w.str(elem::SET, &decl.name);
+            w.nest(elem::LIST, |w| encode_element(w, decl, key, element));
+        });
+    }
+
+    /// Writes as many elements as follow each other in the operations and fit into one list.
+    fn elements(&mut self, at: usize, decl: &Arc<SetDecl>) -> usize {
+        let ops = &self.changes.ops[at..];
+        let is_add = matches!(ops[0], Op::AddElement(..));
+        let (kind, flags) = if is_add {
+            (msg::NEWSETELEM, NEW)
+        } else {
+            (msg::DELSETELEM, 0)
+        };
+        let name = self.changes.table.name.clone();
+        let mut offsets = Vec::new();
+        self.message(at, kind, flags, |w| {
+            w.str(elem::TABLE, &name);
+            w.str(elem::SET, &decl.name);
+            w.nest(elem::LIST, |w| {
+                let start = w.offset_in_message();
+                for op in ops.iter().take(LIST_MAX) {
+                    let (of, key, element) = match op {
+                        Op::AddElement(of, key, element) if is_add => (of, key, Some(element)),
+                        Op::DeleteElement(of, key) if !is_add => (of, key, None),
+                        _ => break,
+                    };
+                    let is_full = w.offset_in_message() - start > wire::ATTR_MAX - ELEMENT_MAX;
+                    if is_full || of.name != decl.name {
+                        break;
+                    }
+                    offsets.push(w.offset_in_message());
+                    encode_element(w, decl, key, element);
+                }
+            });
+        });
+        let end = at + offsets.len();
+        if let Some(sent) = self.messages.last_mut() {
+            *sent = Sent {
+                ops: at..end,
+                offsets,
+            };
+        }
+        end
+    }
+}
+
+/// What is added must not be there: a surprise is an error, and not silently merged.
+const NEW: u16 = wire::F_CREATE | wire::F_EXCL;
+
+fn encode_chain(w: &mut Writer, table: &str, name: &str, is: &Chain) {
+    w.str(chain::TABLE, table);
+    w.str(chain::NAME, name);
+    if let Some(base) = &is.base {
+        w.str(chain::TYPE, base.kind.word());
+        w.be32(
+            chain::POLICY,
+            match base.policy {
+                Policy::Accept => wire::data::ACCEPT as u32,
+                Policy::Drop => wire::data::DROP as u32,
+            },
+        );
+        w.nest(chain::HOOK, |w| {
+            w.be32(chain::HOOK_NUM, base.hook as u32);
+            w.be32(chain::HOOK_PRIORITY, base.priority as u32);
+        });
+    }
+    if let Some(comment) = &is.comment {
+        w.bytes(chain::USERDATA, &udata::of_comment(comment));
+    }
+}
+
+fn encode_rule(w: &mut Writer, table: &str, chain: &str, new: &Rule) {
+    w.str(rule::TABLE, table);
+    w.str(rule::CHAIN, chain);
+    w.nest(rule::EXPRESSIONS, |w| {
+        new.exprs.iter().for_each(|expr| expr.encode(w))
+    });
+    if let Some(comment) = &new.comment {
+        w.bytes(rule::USERDATA, &udata::of_comment(comment));
+    }
+}

@@ -1,0 +1,288 @@
+//! What leads from one table to another: operations, in nft's syntax for who reads them, and the pure
+//! function that finds them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::set::{Element, Set, SetDecl};
+use super::show::{RuleText, chain_body, element, set_body};
+use super::table::{Chain, Table, TableId};
+use super::types::{Key, Name};
+use super::{Comment, Rule};
+
+/// One operation on a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Makes the table. It must not be there.
+    AddTable {
+        /// Its comment.
+        comment: Option<Comment>,
+    },
+    /// Removes the table and all that is in it.
+    DeleteTable,
+    /// Makes a set or map, empty.
+    AddSet(Arc<SetDecl>),
+    /// Removes a set or map with its elements. No rule may use it.
+    DeleteSet(Arc<SetDecl>),
+    /// Makes a chain, without its rules.
+    AddChain(Name, Arc<Chain>),
+    /// Removes a chain. No rule or element may lead to it.
+    DeleteChain(Name),
+    /// Replaces all rules of a chain.
+    SetRules(Name, Vec<Rule>),
+    /// Puts an element into a set or map. Its key must not be there.
+    AddElement(Arc<SetDecl>, Key, Element),
+    /// Replaces the data and comment of an element.
+    ReplaceElement(Arc<SetDecl>, Key, Element),
+    /// Takes an element out.
+    DeleteElement(Arc<SetDecl>, Key),
+}
+
+impl Op {
+    /// The operation in the syntax of `nft`, on this table. Replacing is two or more commands.
+    pub fn display<'a>(&'a self, table: &'a TableId) -> impl fmt::Display + 'a {
+        OpText { op: self, table }
+    }
+}
+
+/// The operations of one transaction on one table: all of them happen, or none.
+///
+/// `Display` gives the script that would do the same with `nft -f`, one command in a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// Which table.
+    pub table: TableId,
+    /// What to do, in order.
+    pub ops: Vec<Op>,
+}
+
+impl Changes {
+    /// Nothing yet.
+    pub fn new(table: TableId) -> Changes {
+        Changes {
+            table,
+            ops: Vec::new(),
+        }
+    }
+
+    /// Removes a table that is there.
+    pub fn remove(table: TableId) -> Changes {
+        Changes {
+            table,
+            ops: vec![Op::DeleteTable],
+        }
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+}
+
+impl fmt::Display for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, op) in self.ops.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{}", op.display(&self.table))?;
+        }
+        Ok(())
+    }
+}
+
+/// What makes the observed table the desired one: additions first, then removals.
+///
+/// Where a set, a chain's hook or a comment of either is declared differently, or there is something in
+/// the table that is no part of the model, the table is replaced as a whole, in the same single transaction.
+pub fn diff(observed: Option<&Table>, desired: &Table) -> Changes {
+    let mut changes = Changes::new(desired.id.clone());
+    let ops = &mut changes.ops;
+    match observed {
+        Some(observed) if is_declared_alike(observed, desired) => update(ops, observed, desired),
+        Some(_) => {
+            ops.push(Op::DeleteTable);
+            create(ops, desired);
+        }
+        None => create(ops, desired),
+    }
+    changes
+}
+
+/// Whether the desired table can be reached from the observed one step by step.
+fn is_declared_alike(observed: &Table, desired: &Table) -> bool {
+    let sets_agree = desired.sets.iter().all(|(name, set)| {
+        observed
+            .sets
+            .get(name)
+            .is_none_or(|other| other.decl == set.decl)
+    });
+    let chains_agree = desired.chains.iter().all(|(name, chain)| {
+        observed
+            .chains
+            .get(name)
+            .is_none_or(|other| other.base == chain.base && other.comment == chain.comment)
+    });
+    !observed.foreign && observed.comment == desired.comment && sets_agree && chains_agree
+}
+
+fn create(ops: &mut Vec<Op>, desired: &Table) {
+    ops.push(Op::AddTable {
+        comment: desired.comment.clone(),
+    });
+    let empty = Table::new(desired.id.family, desired.id.name.clone());
+    update(ops, &empty, desired);
+}
+
+/// The order follows who refers to whom: rules to sets and chains, elements to chains.
+fn update(ops: &mut Vec<Op>, observed: &Table, desired: &Table) {
+    let new_sets = desired
+        .sets
+        .iter()
+        .filter(|(name, _)| !observed.sets.contains_key(*name));
+    let old_sets = observed
+        .sets
+        .iter()
+        .filter(|(name, _)| !desired.sets.contains_key(*name));
+    let new_chains = desired
+        .chains
+        .iter()
+        .filter(|(name, _)| !observed.chains.contains_key(*name));
+    let old_chains: Vec<_> = observed
+        .chains
+        .iter()
+        .filter(|(name, _)| !desired.chains.contains_key(*name))
+        .collect();
+
+    ops.extend(new_sets.map(|(_, set)| Op::AddSet(set.decl.clone())));
+    ops.extend(new_chains.map(|(name, chain)| {
+        let bare = Chain {
+            rules: Vec::new(),
+            ..chain.clone()
+        };
+        Op::AddChain(name.clone(), Arc::new(bare))
+    }));
+    for (name, set) in &desired.sets {
+        let observed = observed.sets.get(name);
+        if let Some(observed) = observed.filter(|set| set.decl.interval) {
+            // A new range may overlap an old one, which the kernel would refuse.
+            drop_elements(ops, observed, set);
+        }
+        put_elements(ops, observed, set);
+    }
+    for (name, chain) in &desired.chains {
+        let rules = observed
+            .chains
+            .get(name)
+            .map_or(&[][..], |other| &other.rules);
+        if rules != chain.rules {
+            ops.push(Op::SetRules(name.clone(), chain.rules.clone()));
+        }
+    }
+    for (name, set) in &desired.sets {
+        if let Some(observed) = observed.sets.get(name).filter(|set| !set.decl.interval) {
+            drop_elements(ops, observed, set);
+        }
+    }
+    let old_rules = old_chains
+        .iter()
+        .filter(|(_, chain)| !chain.rules.is_empty());
+    ops.extend(old_rules.map(|(name, _)| Op::SetRules((*name).clone(), Vec::new())));
+    ops.extend(old_sets.map(|(_, set)| Op::DeleteSet(set.decl.clone())));
+    ops.extend(
+        old_chains
+            .iter()
+            .map(|(name, _)| Op::DeleteChain((*name).clone())),
+    );
+}
+
+fn put_elements(ops: &mut Vec<Op>, observed: Option<&Set>, desired: &Set) {
+    if desired.decl.dynamic {
+        return;
+    }
+    for (key, element) in &desired.elements {
+        let (decl, key) = (desired.decl.clone(), key.clone());
+        match observed.and_then(|set| set.elements.get(&key)) {
+            None => ops.push(Op::AddElement(decl, key, element.clone())),
+            Some(other) if other != element => {
+                ops.push(Op::ReplaceElement(decl, key, element.clone()));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn drop_elements(ops: &mut Vec<Op>, observed: &Set, desired: &Set) {
+    if desired.decl.dynamic {
+        return;
+    }
+    let gone = observed
+        .elements
+        .keys()
+        .filter(|key| !desired.elements.contains_key(*key));
+    ops.extend(gone.map(|key| Op::DeleteElement(desired.decl.clone(), key.clone())));
+}
+
+struct OpText<'a> {
+    op: &'a Op,
+    table: &'a TableId,
+}
+
+impl fmt::Display for OpText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let table = self.table;
+        let element_is = |f: &mut fmt::Formatter<'_>, decl: &SetDecl, key: &Key, e: &Element| {
+            write!(f, "element {table} {} {{ ", decl.name)?;
+            element(f, decl, key, e)?;
+            f.write_str(" }")
+        };
+        match self.op {
+            Op::AddTable {
+                comment: Some(comment),
+            } => write!(f, "add table {table} {{ {comment}; }}"),
+            Op::AddTable { comment: None } => write!(f, "add table {table}"),
+            Op::DeleteTable => write!(f, "delete table {table}"),
+            Op::AddSet(decl) => {
+                write!(f, "add {} {table} {} {{", decl.word(), decl.name)?;
+                set_body(f, decl)?;
+                f.write_str(" }")
+            }
+            Op::DeleteSet(decl) => write!(f, "delete {} {table} {}", decl.word(), decl.name),
+            Op::AddChain(name, chain) => {
+                write!(f, "add chain {table} {name}")?;
+                if chain.base.is_none() && chain.comment.is_none() {
+                    return Ok(());
+                }
+                f.write_str(" {")?;
+                chain_body(f, chain)?;
+                f.write_str(" }")
+            }
+            Op::DeleteChain(name) => write!(f, "delete chain {table} {name}"),
+            Op::SetRules(name, rules) => {
+                write!(f, "flush chain {table} {name}")?;
+                for rule in rules {
+                    let rule = RuleText {
+                        rule,
+                        family: table.family,
+                    };
+                    write!(f, "\nadd rule {table} {name} {rule}")?;
+                }
+                Ok(())
+            }
+            Op::AddElement(decl, key, element) => {
+                f.write_str("add ")?;
+                element_is(f, decl, key, element)
+            }
+            Op::ReplaceElement(decl, key, element) => {
+                f.write_str("delete ")?;
+                element_is(f, decl, key, &Element::new())?;
+                f.write_str("\nadd ")?;
+                element_is(f, decl, key, element)
+            }
+            Op::DeleteElement(decl, key) => {
+                f.write_str("delete ")?;
+                element_is(f, decl, key, &Element::new())
+            }
+        }
+    }
+}

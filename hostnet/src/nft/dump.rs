@@ -1,0 +1,317 @@
+//! Reading a table back from the kernel into the model.
+
+use std::collections::BTreeSet;
+
+use nix::errno::Errno;
+
+use super::batch::Ack;
+use super::expr::Expr;
+use super::rule::Rule;
+use super::set::{ElementReader, SetDecl};
+use super::socket::Socket;
+use super::table::{Base, Chain, ChainKind, Hook, Policy, Table, TableId};
+use super::types::Name;
+use super::wire::{self, Attrs, Message, Writer, chain, elem, generation, msg, rule, set, table};
+use super::{Error, udata};
+
+/// One reading of a table. None if the ruleset changed meanwhile; inside, None if there is no such table.
+pub(super) fn read(socket: &mut Socket, id: &TableId) -> Result<Option<Observed>, Error> {
+    let generation = read_generation(socket)?;
+    let mut dump = Dump {
+        socket,
+        id,
+        is_steady: true,
+    };
+    let table = match dump.table() {
+        Ok(table) => table,
+        // A table or set that went while we read.
+        Err(Error::Read {
+            errno: Errno::ENOENT,
+            ..
+        }) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let is_steady = dump.is_steady && read_generation(socket)? == generation;
+    Ok(is_steady.then_some(Observed { table, generation }))
+}
+
+/// A table as the kernel has it.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The table; None if there is none.
+    pub table: Option<Table>,
+    /// The generation of the namespace's whole ruleset at the time, which every change of any table moves.
+    pub generation: u32,
+}
+
+/// The generation of the ruleset.
+pub(super) fn read_generation(socket: &mut Socket) -> Result<u32, Error> {
+    let mut id = None;
+    request(
+        socket,
+        msg::GETGEN,
+        wire::F_ACK,
+        0,
+        "the ruleset's generation",
+        |_| {},
+        |message| {
+            id = id.or(message.attrs().be32(generation::ID));
+            Ok(())
+        },
+    )?;
+    id.ok_or(Error::Malformed("no generation id"))
+}
+
+/// All tables of the namespace, of the families that Twill uses.
+pub(super) fn read_tables(socket: &mut Socket) -> Result<Vec<TableId>, Error> {
+    let mut tables = Vec::new();
+    for family in crate::vocab::Family::ALL {
+        let nfproto = wire::nfproto(family);
+        request(
+            socket,
+            msg::GETTABLE,
+            wire::F_DUMP,
+            nfproto,
+            "tables",
+            |_| {},
+            |message| {
+                tables.extend(
+                    message
+                        .attrs()
+                        .str(table::NAME)
+                        .map(|name| TableId::new(family, name)),
+                );
+                Ok(())
+            },
+        )?;
+    }
+    Ok(tables)
+}
+
+struct Dump<'a> {
+    socket: &'a mut Socket,
+    id: &'a TableId,
+    is_steady: bool,
+}
+
+impl Dump<'_> {
+    fn table(&mut self) -> Result<Option<Table>, Error> {
+        let mut table = Table::new(self.id.family, self.id.name.clone());
+        let mut is_there = false;
+        let name = self.id.name.clone();
+        let found = self.request(
+            msg::GETTABLE,
+            wire::F_ACK,
+            "table",
+            |w| w.str(table::NAME, &name),
+            |attrs| {
+                is_there = true;
+                table.comment = attrs.get(table::USERDATA).and_then(udata::comment);
+                table.foreign |= attrs.be32(table::FLAGS).unwrap_or(0) != 0;
+            },
+        );
+        match found {
+            Err(Error::Read {
+                errno: Errno::ENOENT,
+                ..
+            }) => return Ok(None),
+            other => other?,
+        }
+        if !is_there {
+            return Ok(None);
+        }
+        self.chains(&mut table)?;
+        self.rules(&mut table)?;
+        self.sets(&mut table)?;
+        Ok(Some(table))
+    }
+
+    fn chains(&mut self, table: &mut Table) -> Result<(), Error> {
+        let name = self.id.name.clone();
+        self.request(
+            msg::GETCHAIN,
+            wire::F_DUMP,
+            "chains",
+            |w| w.str(chain::TABLE, &name),
+            |attrs| {
+                // Kernels do not filter chains by table.
+                if attrs.str(chain::TABLE) != Some(&*name) {
+                    return;
+                }
+                match (attrs.str(chain::NAME), decode_chain(attrs)) {
+                    (Some(chain), Some(is)) => drop(table.chains.insert(chain.into(), is)),
+                    _ => table.foreign = true,
+                }
+            },
+        )
+    }
+
+    fn rules(&mut self, table: &mut Table) -> Result<(), Error> {
+        let name = self.id.name.clone();
+        self.request(
+            msg::GETRULE,
+            wire::F_DUMP,
+            "rules",
+            |w| w.str(rule::TABLE, &name),
+            |attrs| {
+                if attrs.str(rule::TABLE) != Some(&*name) {
+                    return;
+                }
+                let exprs = attrs.nest(rule::EXPRESSIONS).unwrap_or(Attrs(&[]));
+                let rule = Rule {
+                    exprs: exprs
+                        .into_iter()
+                        .map(|(_, expr)| Expr::decode(Attrs(expr)))
+                        .collect(),
+                    comment: attrs.get(rule::USERDATA).and_then(udata::comment),
+                };
+                let chain = attrs
+                    .str(rule::CHAIN)
+                    .and_then(|chain| table.chains.get_mut(chain));
+                match chain {
+                    Some(chain) => chain.rules.push(rule),
+                    None => table.foreign = true,
+                }
+            },
+        )
+    }
+
+    fn sets(&mut self, table: &mut Table) -> Result<(), Error> {
+        let name = self.id.name.clone();
+        let mut decls = Vec::new();
+        self.request(
+            msg::GETSET,
+            wire::F_DUMP,
+            "sets",
+            |w| w.str(set::TABLE, &name),
+            |attrs| match SetDecl::decode(attrs) {
+                Some(decl) => decls.push(decl),
+                None => table.foreign = true,
+            },
+        )?;
+        let mut chains = BTreeSet::new();
+        for decl in decls {
+            let set_name = decl.name.clone();
+            let is_dynamic = decl.dynamic;
+            let mut reader = ElementReader::new(decl);
+            if !is_dynamic {
+                let ask = |w: &mut Writer| {
+                    w.str(elem::TABLE, &name);
+                    w.str(elem::SET, &set_name);
+                };
+                self.request(msg::GETSETELEM, wire::F_DUMP, "elements", ask, |attrs| {
+                    if let Some(list) = attrs.nest(elem::LIST) {
+                        reader.read(list, &mut |chain| shared(&mut chains, chain));
+                    }
+                })?;
+            }
+            table.sets.insert(set_name, reader.finish());
+        }
+        Ok(())
+    }
+
+    fn request(
+        &mut self,
+        kind: u8,
+        flags: u16,
+        what: &str,
+        ask: impl FnOnce(&mut Writer),
+        mut each: impl FnMut(Attrs<'_>),
+    ) -> Result<(), Error> {
+        let nfproto = wire::nfproto(self.id.family);
+        let what = format!("{what} of {}", self.id);
+        let is_steady = &mut self.is_steady;
+        request(self.socket, kind, flags, nfproto, &what, ask, |message| {
+            *is_steady &= message.flags & wire::F_DUMP_INTR == 0;
+            each(message.attrs());
+            Ok(())
+        })
+    }
+}
+
+/// One name for all elements that lead to the same chain.
+fn shared(names: &mut BTreeSet<Name>, name: &str) -> Name {
+    if let Some(known) = names.get(name) {
+        return known.clone();
+    }
+    let new = Name::from(name);
+    names.insert(new.clone());
+    new
+}
+
+/// None for a chain that is not like any of ours.
+fn decode_chain(attrs: Attrs<'_>) -> Option<Chain> {
+    let base = match attrs.nest(chain::HOOK) {
+        None => None,
+        Some(hook) => Some(Base {
+            kind: match attrs.str(chain::TYPE)? {
+                "nat" => ChainKind::Nat,
+                "filter" => ChainKind::Filter,
+                _ => return None,
+            },
+            hook: Hook::from_number(hook.be32(chain::HOOK_NUM)?)?,
+            priority: hook.be32(chain::HOOK_PRIORITY)? as i32,
+            policy: match attrs.be32(chain::POLICY)? as i32 {
+                wire::data::DROP => Policy::Drop,
+                _ => Policy::Accept,
+            },
+        }),
+    };
+    // An anonymous chain, or one that hardware shall run.
+    let is_special = attrs.be32(chain::FLAGS).unwrap_or(0) & !chain::F_BASE != 0;
+    let comment = attrs.get(chain::USERDATA).and_then(udata::comment);
+    (!is_special).then_some(Chain {
+        base,
+        comment,
+        rules: Vec::new(),
+    })
+}
+
+/// Sends a request to read, and hands each answer on until the last.
+fn request(
+    socket: &mut Socket,
+    kind: u8,
+    flags: u16,
+    nfproto: u8,
+    what: &str,
+    ask: impl FnOnce(&mut Writer),
+    mut each: impl FnMut(&Message<'_>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let seq = socket.next_seq();
+    let mut writer = Writer::default();
+    writer.nft(kind, flags, seq, nfproto, ask);
+    socket.send(&writer.into_bytes())?;
+    let refused = |errno| Error::Read {
+        what: what.to_owned(),
+        errno,
+    };
+    loop {
+        let Some(datagram) = socket.receive(true)? else {
+            continue;
+        };
+        for message in wire::messages(datagram)? {
+            if message.seq != seq {
+                continue;
+            }
+            match message.kind {
+                wire::NLMSG_OVERRUN => return Err(Error::Overrun),
+                wire::NLMSG_DONE => {
+                    let code = match message.payload {
+                        [_, _, _, _, ..] => wire::u32_at(message.payload, 0) as i32,
+                        _ => 0,
+                    };
+                    return if code < 0 {
+                        Err(refused(Errno::from_raw(-code)))
+                    } else {
+                        Ok(())
+                    };
+                }
+                wire::NLMSG_ERROR => {
+                    let ack = Ack::of(&message).ok_or(Error::Malformed("a short error"))?;
+                    return ack.errno.map_or(Ok(()), |errno| Err(refused(errno)));
+                }
+                _ => each(&message)?,
+            }
+        }
+    }
+}

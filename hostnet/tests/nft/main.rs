@@ -1,0 +1,6 @@
+//! nf_tables against the running kernel, each test in a network namespace of its own, with the `nft` program
+//! as the second opinion.
+
+mod roundtrip;
+mod support;
+mod transactions;
