@@ -2,6 +2,7 @@
 
 pub mod flags;
 pub mod net_conf;
+mod reader;
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -1,358 +1,283 @@
-//! net-conf.json: the cluster's network, in flannel's keys and with flannel's defaults.
+//! `net-conf.json`: the cluster's network, in flannel's format with two keys of ours.
 //!
-//! The text is read into a JSON object, then key by key into [`NetConf`], so that each error can name the key, the
-//! value and what is allowed. A key that is not known is a warning: a newer flannel, or a slip of the pen.
+//! | key | meaning, default |
+//! |---|---|
+//! | `Network`, `IPv6Network` | the pods' networks |
+//! | `EnableIPv4` (true), `EnableIPv6` (false) | which of them are in use |
+//! | `SubnetLen`, `IPv6SubnetLen` | a node's prefix length: 24 in a network of /22 or larger (IPv6: 64 of /62), else two more than the network's |
+//! | `SubnetMin`, `SubnetMax`, `IPv6…` | first and last subnet that a node may get: the second (the first is left free) and the last |
+//! | `Backend` | `Type` vxlan (default), host-gw or alloc, and its settings |
+//! | `EnableNFTables` | nft is used whatever it says |
+//! | `Allocate` | `auto` (default), `always`, `never`: whether flanneld gives out subnets itself |
+//! | `NoMasquerade` | destinations that pods reach with their own address |
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
-use hostnet::vocab::{Cidr, Family, Subnet, names};
-use serde_json::{Map, Value};
+use hostnet::vocab::names::{DEFAULT_VNI, VXLAN_PORT};
+use hostnet::vocab::{Cidr, Family, Subnet};
+use serde_json::Value;
 
-/// The cluster's network. At least one family is there.
+use super::reader::{KeyError, Reader};
+use crate::ByFamily;
+use crate::backend::vxlan;
+
+/// The network's configuration, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetConf {
-    /// IPv4, unless `EnableIPv4` is false.
-    pub v4: Option<Network>,
-    /// IPv6, if `EnableIPv6` is true.
-    pub v6: Option<Network>,
-    /// How packets get to other nodes.
+    /// The networks of the families in use; at least one.
+    pub networks: ByFamily<Network>,
+    /// How packets reach other nodes.
     pub backend: Backend,
-    /// When to pick a subnet ourselves.
+    /// Whether flanneld gives out subnets itself.
     pub allocate: Allocate,
+    /// Destinations that pods reach with their own address, beside the pods' network.
+    pub no_masquerade: Vec<Subnet>,
 }
 
-/// One family's pod network, and how nodes' subnets are cut out of it.
+/// One family's network, and how it is cut into subnets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
-    /// `Network`: all pods' addresses.
+    /// All nodes' pods.
     pub network: Subnet,
-    /// `SubnetLen`: prefix length of a node's subnet.
+    /// The prefix length of one node's subnet.
     pub subnet_len: u8,
-    /// `SubnetMin`: the first subnet that may be picked.
+    /// The first subnet that a node may get.
     pub subnet_min: Subnet,
-    /// `SubnetMax`: the last subnet that may be picked.
+    /// The last subnet that a node may get.
     pub subnet_max: Subnet,
 }
 
-/// How packets get to other nodes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How packets reach other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// VXLAN (RFC 7348) in flannel's shape.
+    /// Inside UDP.
     Vxlan(Vxlan),
-}
-
-impl Backend {
-    /// The name in net-conf.json and in the annotation `backend-type`.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Vxlan(_) => "vxlan",
-        }
-    }
+    /// As they are, over a link that all nodes share.
+    HostGw,
+    /// Not by us: somebody else routes the subnets.
+    Alloc,
 }
 
 /// The settings of the vxlan backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vxlan {
-    /// VXLAN network identifier, 24 bits.
+    /// The network identifier.
     pub vni: u32,
-    /// UDP port.
+    /// The UDP port, on every node alike.
     pub port: u16,
-    /// The underlay's MTU in bytes, in place of the interface's.
+    /// The underlay's MTU in bytes, if it is less than the interface's.
     pub mtu: Option<u32>,
-    /// Group policy extension.
+    /// The group policy extension.
     pub gbp: bool,
-    /// Whether the device learns remotes from the packets that come in.
+    /// The device learns remotes from the packets that come in.
     pub learning: bool,
+    /// Nodes on the same link are reached without VXLAN.
+    pub direct_routing: bool,
 }
 
-/// Whether to pick a subnet for a Node that has no `spec.podCIDRs`.
+/// Whether flanneld gives out subnets itself, where `spec.podCIDRs` is not set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Allocate {
-    /// Unless a controller-manager seems to do it.
+    /// If no controller-manager does.
     #[default]
     Auto,
-    /// Always, at once.
+    /// At once.
     Always,
-    /// Never: wait for `spec.podCIDRs`.
+    /// Never: it waits for the assignment.
     Never,
 }
 
-/// What is wrong with a net-conf.json.
+/// A `net-conf.json` that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not a JSON object.
-    #[error("not JSON: {0}")]
+    /// Not JSON.
+    #[error("not JSON")]
     Json(#[from] serde_json::Error),
-    /// Not an object.
-    #[error(
-        "not a JSON object: want {{\"Network\": \"10.244.0.0/16\", \"Backend\": {{\"Type\": \"vxlan\"}}}}"
-    )]
+    /// JSON, but no object.
+    #[error("expected a JSON object {{…}}")]
     NotAnObject,
-    /// A key's value is wrong.
-    #[error("{key}: {value} is not allowed: want {want}")]
-    Value {
-        /// The key, with its parent: `Backend.VNI`.
-        key: String,
-        /// The value, as JSON.
-        value: String,
-        /// What is allowed.
-        want: String,
-    },
-    /// A key must be there.
-    #[error("{key} is missing: want {want}")]
-    Missing {
-        /// The key.
-        key: &'static str,
-        /// What is allowed.
-        want: &'static str,
-    },
-    /// No family is left.
-    #[error("EnableIPv4 is false and EnableIPv6 is not true: want at least one of them true")]
-    NoFamily,
+    /// Wrong values, all of them.
+    #[error("{}", list(.0))]
+    Values(Vec<KeyError>),
+}
+
+fn list(errors: &[KeyError]) -> String {
+    let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    lines.join("; ")
+}
+
+impl Default for Vxlan {
+    fn default() -> Vxlan {
+        Vxlan {
+            vni: DEFAULT_VNI,
+            port: VXLAN_PORT,
+            mtu: None,
+            gbp: false,
+            learning: false,
+            direct_routing: false,
+        }
+    }
+}
+
+impl Backend {
+    /// Flannel's name for it, which nodes publish.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Backend::Vxlan(_) => "vxlan",
+            Backend::HostGw => "host-gw",
+            Backend::Alloc => "alloc",
+        }
+    }
 }
 
 impl NetConf {
-    /// Reads the text of a net-conf.json. Returns the configuration, and warnings about keys without effect.
+    /// Reads the text of `net-conf.json`. Returns the configuration, and a line for each key without
+    /// effect and each value that was put right.
     ///
     /// # Errors
-    /// The first key whose value is wrong.
-    pub fn parse(text: &str) -> Result<(Self, Vec<String>), Error> {
-        let Value::Object(object) = serde_json::from_str(text)? else {
+    /// All wrong values at once, each with its key and what is allowed.
+    pub fn parse(text: &str) -> Result<(NetConf, Vec<String>), Error> {
+        let Value::Object(map) = serde_json::from_str(text)? else {
             return Err(Error::NotAnObject);
         };
-        let mut keys = Keys {
-            prefix: "",
-            object,
-            warnings: Vec::new(),
-        };
-        let v4 = keys.bool("EnableIPv4", true)?;
-        let v6 = keys.bool("EnableIPv6", false)?;
-        let _ = keys.take("EnableNFTables").map(|on| {
-            if on == Value::Bool(false) {
-                keys.warn("EnableNFTables is false: nftables is used all the same, it is the only way here");
-            }
-        });
-        let conf = Self {
-            v4: v4.then(|| network(&mut keys, Family::V4)).transpose()?,
-            v6: v6.then(|| network(&mut keys, Family::V6)).transpose()?,
-            allocate: keys.word(
-                "Allocate",
-                &[
-                    ("auto", Allocate::Auto),
-                    ("always", Allocate::Always),
-                    ("never", Allocate::Never),
-                ],
-            )?,
-            backend: backend(&mut keys, v6)?,
-        };
-        if conf.v4.is_none() && conf.v6.is_none() {
-            return Err(Error::NoFamily);
+        let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+        let mut reader = Reader::new("", map, &mut errors, &mut warnings);
+        let networks = networks(&mut reader);
+        let backend = backend(&mut reader, &networks);
+        let allocate = allocate(&mut reader);
+        let no_masquerade = no_masquerade(&mut reader);
+        if reader.bool("EnableNFTables") == Some(false) {
+            reader
+                .warnings
+                .push("EnableNFTables false has no effect: the rules are in nftables".to_owned());
         }
-        Ok((conf, keys.finish()))
-    }
-
-    /// The network of a family, if it is enabled.
-    #[must_use]
-    pub fn network(&self, family: Family) -> Option<&Network> {
-        match family {
-            Family::V4 => self.v4.as_ref(),
-            Family::V6 => self.v6.as_ref(),
+        reader.finish();
+        if !errors.is_empty() {
+            return Err(Error::Values(errors));
         }
-    }
-
-    /// The enabled families' networks, IPv4 first.
-    pub fn networks(&self) -> impl Iterator<Item = &Network> {
-        self.v4.iter().chain(&self.v6)
+        let conf = NetConf {
+            networks,
+            backend,
+            allocate,
+            no_masquerade,
+        };
+        Ok((conf, warnings))
     }
 }
 
-/// A JSON object whose keys are taken out one by one, so that what is left is what nobody knew. As in flannel, upper
-/// and lower case do not matter in keys.
 struct Keys {
-    prefix: &'static str,
-    object: Map<String, Value>,
-    warnings: Vec<String>,
-}
-
-impl Keys {
-    fn take(&mut self, key: &str) -> Option<Value> {
-        let found = self
-            .object
-            .keys()
-            .find(|k| k.eq_ignore_ascii_case(key))?
-            .clone();
-        self.object.remove(&found).filter(|value| !value.is_null())
-    }
-
-    fn wrong(&self, key: &str, value: &Value, want: impl Into<String>) -> Error {
-        // A hostile or broken value may be long; a log line shall not be.
-        let value = value.to_string().chars().take(100).collect();
-        Error::Value {
-            key: format!("{}{key}", self.prefix),
-            value,
-            want: want.into(),
-        }
-    }
-
-    fn warn(&mut self, text: impl Into<String>) {
-        self.warnings.push(text.into());
-    }
-
-    fn bool(&mut self, key: &str, default: bool) -> Result<bool, Error> {
-        match self.take(key) {
-            None => Ok(default),
-            Some(Value::Bool(on)) => Ok(on),
-            Some(other) => Err(self.wrong(key, &other, "true or false")),
-        }
-    }
-
-    fn number(&mut self, key: &str, min: u32, max: u32) -> Result<Option<u32>, Error> {
-        let Some(value) = self.take(key) else {
-            return Ok(None);
-        };
-        match value
-            .as_u64()
-            .and_then(|n| u32::try_from(n).ok())
-            .filter(|n| (min..=max).contains(n))
-        {
-            Some(number) => Ok(Some(number)),
-            None => Err(self.wrong(key, &value, format!("a whole number from {min} to {max}"))),
-        }
-    }
-
-    fn word<T: Copy + Default>(&mut self, key: &str, words: &[(&str, T)]) -> Result<T, Error> {
-        let Some(value) = self.take(key) else {
-            return Ok(T::default());
-        };
-        let known = words.iter().find(|(word, _)| value.as_str() == Some(word));
-        known.map(|(_, meaning)| *meaning).ok_or_else(|| {
-            let allowed: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-            self.wrong(key, &value, allowed.join(", "))
-        })
-    }
-
-    /// An address inside `network`, cut to a subnet of `len` bits.
-    fn subnet(
-        &mut self,
-        key: &str,
-        network: Subnet,
-        len: u8,
-        default: Subnet,
-    ) -> Result<Subnet, Error> {
-        let Some(value) = self.take(key) else {
-            return Ok(default);
-        };
-        let addr = value.as_str().and_then(|text| text.parse::<IpAddr>().ok());
-        let subnet = addr
-            .and_then(|addr| Subnet::new(addr, len).ok())
-            .filter(|subnet| network.contains_subnet(*subnet));
-        subnet.ok_or_else(|| {
-            self.wrong(
-                key,
-                &value,
-                format!("the first address of a /{len} inside {network}"),
-            )
-        })
-    }
-
-    fn finish(mut self) -> Vec<String> {
-        for key in self.object.keys() {
-            self.warnings.push(format!(
-                "{}{key} is not known; it has no effect",
-                self.prefix
-            ));
-        }
-        self.warnings
-    }
-}
-
-/// The keys of one family.
-struct NetworkKeys {
+    enable: &'static str,
     network: &'static str,
     len: &'static str,
     min: &'static str,
     max: &'static str,
+    /// The longest network that is cut into subnets of the usual length.
+    usual_up_to: u8,
+    usual: u8,
     example: &'static str,
-    /// flannel's default prefix length of a subnet, taken where the network leaves it two bits at least.
-    default_len: u8,
-    /// The longest prefix that leaves a node room for a gateway and pods.
-    longest: u8,
 }
 
-fn network_keys(family: Family) -> NetworkKeys {
-    match family {
-        Family::V4 => NetworkKeys {
-            network: "Network",
-            len: "SubnetLen",
-            min: "SubnetMin",
-            max: "SubnetMax",
-            example: "an IPv4 network such as \"10.244.0.0/16\"",
-            default_len: 24,
-            longest: 30,
-        },
-        Family::V6 => NetworkKeys {
-            network: "IPv6Network",
-            len: "IPv6SubnetLen",
-            min: "IPv6SubnetMin",
-            max: "IPv6SubnetMax",
-            example: "an IPv6 network such as \"fd00:10:244::/56\"",
-            default_len: 64,
-            longest: 126,
-        },
+const KEYS_V4: Keys = Keys {
+    enable: "EnableIPv4",
+    network: "Network",
+    len: "SubnetLen",
+    min: "SubnetMin",
+    max: "SubnetMax",
+    usual_up_to: 22,
+    usual: 24,
+    example: "an IPv4 network such as 10.244.0.0/16",
+};
+
+const KEYS_V6: Keys = Keys {
+    enable: "EnableIPv6",
+    network: "IPv6Network",
+    len: "IPv6SubnetLen",
+    min: "IPv6SubnetMin",
+    max: "IPv6SubnetMax",
+    usual_up_to: 62,
+    usual: 64,
+    example: "an IPv6 network such as fd00:10:244::/56",
+};
+
+fn networks(reader: &mut Reader<'_>) -> ByFamily<Network> {
+    let mut any_enabled = false;
+    let networks = ByFamily::from_fn(|family| {
+        let (keys, default) = match family {
+            Family::V4 => (&KEYS_V4, true),
+            Family::V6 => (&KEYS_V6, false),
+        };
+        let enabled = reader.bool(keys.enable).unwrap_or(default);
+        any_enabled |= enabled;
+        network(reader, family, keys, enabled).filter(|_| enabled)
+    });
+    if !any_enabled {
+        reader.refuse(
+            "EnableIPv4",
+            false,
+            "without EnableIPv6 there is no network at all",
+        );
     }
+    networks
 }
 
-fn network(keys: &mut Keys, family: Family) -> Result<Network, Error> {
-    let names = network_keys(family);
-    let value = keys.take(names.network).ok_or(Error::Missing {
-        key: names.network,
-        want: names.example,
-    })?;
-    let cidr: Cidr = value
-        .as_str()
-        .and_then(|text| text.parse().ok())
-        .filter(|cidr: &Cidr| {
-            cidr.family() == family && (1..names.longest).contains(&cidr.prefix())
-        })
-        .ok_or_else(|| keys.wrong(names.network, &value, names.example))?;
-    let network = cidr.subnet();
-    if network.base() != cidr.addr() {
-        keys.warn(format!(
-            "{}: {cidr} has bits set behind its prefix length; {network} is taken",
-            names.network
-        ));
+fn network(reader: &mut Reader<'_>, family: Family, keys: &Keys, enabled: bool) -> Option<Network> {
+    // All keys are read even if one is wrong, so that none of them counts as unknown.
+    let network = reader.text(keys.network).filter(|text| !text.is_empty());
+    let longest = family.bits() - 2;
+    let len = reader.number(keys.len, 1..=u32::from(longest));
+    let [min, max] = [keys.min, keys.max].map(|key| Some((key, reader.text(key)?)));
+    if network.is_some() && !enabled {
+        let (network, enable) = (keys.network, keys.enable);
+        reader
+            .warnings
+            .push(format!("{network} has no effect: {enable} is not true"));
     }
-    let default_len = if network.prefix() + 2 <= names.default_len {
-        names.default_len
-    } else {
-        network.prefix() + 2
+    let Some(network) = network else {
+        if enabled {
+            let why = format!("expected {}, since {} is in use", keys.example, family);
+            reader.missing(keys.network, why);
+        }
+        return None;
     };
-    let longest = names.longest;
-    let subnet_len = keys
-        .number(names.len, u32::from(network.prefix()) + 1, longest.into())?
-        .and_then(|len| u8::try_from(len).ok())
-        .unwrap_or_else(|| default_len.min(longest));
-    // As in flannel the first subnet is left out unless asked for; a network of two subnets has no such room.
-    let (first, last) = (
-        subnet_at(network, subnet_len, 1),
-        cut(network.last(), subnet_len),
-    );
-    let subnet_min = keys.subnet(names.min, network, subnet_len, first.unwrap_or(last))?;
-    let subnet_max = keys.subnet(names.max, network, subnet_len, last)?;
-    if subnet_max < subnet_min {
-        let value = Value::String(subnet_max.base().to_string());
-        return Err(keys.wrong(
-            names.max,
-            &value,
-            format!(
-                "an address from {}, which is {}, on",
-                subnet_min.base(),
-                names.min
-            ),
-        ));
+    let network = parse_network(reader, keys.network, &network, family, keys.example)?;
+    // The first subnet is left free, and two nodes need one each.
+    let shortest = network.prefix() + 2;
+    if shortest > longest {
+        let why = format!(
+            "expected /{} or shorter, to be cut into subnets",
+            longest - 2
+        );
+        reader.refuse(keys.network, network, why);
+        return None;
     }
-    Ok(Network {
+    let subnet_len = match len.and_then(|len| u8::try_from(len).ok()) {
+        Some(len) if len < shortest => {
+            let why = format!("expected a number from {shortest} to {longest} in {network}");
+            reader.refuse(keys.len, len, why);
+            return None;
+        }
+        Some(len) => len,
+        None if network.prefix() <= keys.usual_up_to => keys.usual,
+        None => shortest,
+    };
+    let nth = |n| subnet_at(network, subnet_len, n);
+    let last = nth((1u128 << (subnet_len - network.prefix())) - 1)?;
+    let mut either = |given: Option<(&str, String)>, default: Subnet| match given {
+        None => Some(default),
+        Some((key, text)) => bound(reader, key, &text, network, subnet_len),
+    };
+    let (subnet_min, subnet_max) = (either(min, nth(1)?)?, either(max, last)?);
+    if subnet_min > subnet_max {
+        let why = format!(
+            "expected {} or higher, from {}",
+            subnet_min.base(),
+            keys.min
+        );
+        reader.refuse(keys.max, subnet_max.base(), why);
+        return None;
+    }
+    Some(Network {
         network,
         subnet_len,
         subnet_min,
@@ -360,9 +285,28 @@ fn network(keys: &mut Keys, family: Family) -> Result<Network, Error> {
     })
 }
 
-/// The subnet of `len` bits that holds `addr`.
-fn cut(addr: IpAddr, len: u8) -> Subnet {
-    Cidr::new(addr, len).map_or_else(|_| Subnet::host(addr), Cidr::subnet)
+fn parse_network(
+    reader: &mut Reader<'_>,
+    key: &str,
+    text: &str,
+    family: Family,
+    example: &str,
+) -> Option<Subnet> {
+    match text.parse::<Cidr>() {
+        Ok(cidr) if cidr.family() == family => {
+            let subnet = cidr.subnet();
+            if subnet.base() != cidr.addr() {
+                reader
+                    .warnings
+                    .push(format!("{key} {cidr} is read as {subnet}"));
+            }
+            Some(subnet)
+        }
+        _ => {
+            reader.refuse(key, format_args!("{text:?}"), format!("expected {example}"));
+            None
+        }
+    }
 }
 
 /// The `n`th subnet of `len` bits in `network`, counted from zero.
@@ -371,238 +315,138 @@ pub(crate) fn subnet_at(network: Subnet, len: u8, n: u128) -> Option<Subnet> {
     Subnet::new(network.nth(n.checked_mul(size)?)?, len).ok()
 }
 
-/// Keys of flannel's other platforms, which mean nothing here.
-const WINDOWS: [&str; 2] = ["MacPrefix", "Name"];
+/// The first or last subnet, by its first address.
+fn bound(
+    reader: &mut Reader<'_>,
+    key: &str,
+    text: &str,
+    network: Subnet,
+    subnet_len: u8,
+) -> Option<Subnet> {
+    let subnet = text
+        .parse::<IpAddr>()
+        .ok()
+        .and_then(|addr| Subnet::new(addr, subnet_len).ok())
+        .filter(|subnet| network.contains_subnet(*subnet));
+    if subnet.is_none() {
+        let why = format!("expected the first address of a /{subnet_len} in {network}");
+        reader.refuse(key, format_args!("{text:?}"), why);
+    }
+    subnet
+}
 
-fn backend(keys: &mut Keys, v6: bool) -> Result<Backend, Error> {
-    let object = match keys.take("Backend") {
-        None => Map::new(),
-        Some(Value::Object(object)) => object,
-        Some(other) => {
-            return Err(keys.wrong("Backend", &other, "an object such as {\"Type\": \"vxlan\"}"));
+fn backend(reader: &mut Reader<'_>, networks: &ByFamily<Network>) -> Backend {
+    const OBJECT: &str = r#"an object such as {"Type": "vxlan"}"#;
+    let map = reader
+        .get("Backend", OBJECT, |value| value.as_object().cloned())
+        .unwrap_or_default();
+    let mut reader = Reader::new("Backend.", map, reader.errors, reader.warnings);
+    let kind = reader.text("Type").unwrap_or_default();
+    let backend = match kind.to_ascii_lowercase().as_str() {
+        "" | "vxlan" => Backend::Vxlan(vxlan_conf(&mut reader, networks)),
+        "host-gw" => Backend::HostGw,
+        "alloc" => Backend::Alloc,
+        _ => {
+            let why = "expected \"vxlan\", \"host-gw\" or \"alloc\"; no other backend is built in";
+            reader.refuse("Type", format_args!("{kind:?}"), why);
+            // What belongs to another backend is not unknown, only out of place.
+            return Backend::Alloc;
         }
     };
-    let mut backend = Keys {
-        prefix: "Backend.",
-        object,
-        warnings: Vec::new(),
-    };
-    match backend.take("Type") {
-        None => (),
-        Some(Value::String(kind)) if kind == "vxlan" => (),
-        Some(other) => return Err(backend.wrong("Type", &other, "vxlan")),
+    reader.finish();
+    backend
+}
+
+fn vxlan_conf(reader: &mut Reader<'_>, networks: &ByFamily<Network>) -> Vxlan {
+    let defaults = Vxlan::default();
+    Vxlan {
+        vni: reader.number("VNI", vnis(networks)).unwrap_or(defaults.vni),
+        // Flannel leaves 0 to the kernel, whose own default this is.
+        port: reader
+            .number("Port", 0..=u16::MAX.into())
+            .and_then(|port| u16::try_from(port).ok())
+            .filter(|port| *port != 0)
+            .unwrap_or(defaults.port),
+        mtu: mtu(reader, networks),
+        gbp: reader.bool("GBP").unwrap_or(defaults.gbp),
+        learning: reader.bool("Learning").unwrap_or(defaults.learning),
+        direct_routing: reader
+            .bool("DirectRouting")
+            .unwrap_or(defaults.direct_routing),
     }
-    // The IPv6 device's name, flannel-v6.VNI, must not be longer than the kernel allows.
-    let vni = backend.number("VNI", 1, if v6 { 9_999 } else { 0xff_ffff })?;
-    let port = backend
-        .number("Port", 0, u16::MAX.into())?
-        .and_then(|port| u16::try_from(port).ok());
-    let vxlan = Vxlan {
-        vni: vni.unwrap_or(names::DEFAULT_VNI),
-        port: port.filter(|port| *port != 0).unwrap_or(names::VXLAN_PORT),
-        mtu: backend.number("MTU", if v6 { 1_350 } else { 626 }, 65_535)?,
-        gbp: backend.bool("GBP", false)?,
-        learning: backend.bool("Learning", false)?,
-    };
-    if backend.bool("DirectRouting", false)? {
-        backend.warn(
-            "Backend.DirectRouting has no effect: all traffic between nodes goes through VXLAN",
-        );
+}
+
+/// The network identifiers that fit into 24 bits and into the device's name: of `flannel.N` 15
+/// bytes leave seven digits, of `flannel-v6.N` four.
+fn vnis(networks: &ByFamily<Network>) -> RangeInclusive<u32> {
+    match networks.v6 {
+        Some(_) => 0..=9_999,
+        None => 0..=9_999_999,
     }
-    for key in WINDOWS {
-        let _ = backend.take(key);
+}
+
+/// The underlay's MTU; 0 is as none.
+fn mtu(reader: &mut Reader<'_>, networks: &ByFamily<Network>) -> Option<u32> {
+    // What is inside must be what a link has to carry at least: 68 bytes for IPv4 (RFC 791), 1280
+    // for IPv6 (RFC 8200, section 5).
+    let least = networks.iter().map(|(family, _)| {
+        let inside = match family {
+            Family::V4 => 68,
+            Family::V6 => 1280,
+        };
+        inside + vxlan::overhead(family)
+    });
+    let least = least.max().unwrap_or(0);
+    let expected = format!("0 or a number from {least} to 65535");
+    let mtu = reader.get("MTU", &expected, |value| {
+        let mtu = u32::try_from(value.as_u64()?).ok()?;
+        (mtu == 0 || (least..=65535).contains(&mtu)).then_some(mtu)
+    });
+    mtu.filter(|mtu| *mtu != 0)
+}
+
+fn allocate(reader: &mut Reader<'_>) -> Allocate {
+    let allocate = reader.get(
+        "Allocate",
+        r#""auto", "always" or "never""#,
+        |value| match value.as_str()? {
+            "auto" => Some(Allocate::Auto),
+            "always" => Some(Allocate::Always),
+            "never" => Some(Allocate::Never),
+            _ => None,
+        },
+    );
+    allocate.unwrap_or_default()
+}
+
+fn no_masquerade(reader: &mut Reader<'_>) -> Vec<Subnet> {
+    const KEY: &str = "NoMasquerade";
+    const NETWORKS: &str = r#"networks such as ["192.168.0.0/16", "fd00::/8"]"#;
+    let list = reader.get(KEY, &format!("a list of {NETWORKS}"), |value| {
+        value.as_array().cloned()
+    });
+    let mut networks = Vec::new();
+    for item in list.unwrap_or_default() {
+        match item.as_str().and_then(|text| text.parse::<Cidr>().ok()) {
+            Some(cidr) => networks.push(cidr.subnet()),
+            None => reader.refuse(KEY, item, format!("expected {NETWORKS}")),
+        }
     }
-    let warnings = backend.finish();
-    keys.warnings.extend(warnings);
-    Ok(Backend::Vxlan(vxlan))
+    merged(networks)
+}
+
+/// Sorted, without networks that another one holds: nf_tables refuses overlapping intervals.
+fn merged(mut networks: Vec<Subnet>) -> Vec<Subnet> {
+    networks.sort_by_key(|network| (network.family(), network.prefix(), network.base()));
+    let mut merged: Vec<Subnet> = Vec::new();
+    for network in networks {
+        if !merged.iter().any(|wider| wider.contains_subnet(network)) {
+            merged.push(network);
+        }
+    }
+    merged.sort();
+    merged
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn parse(text: &str) -> NetConf {
-        let (conf, warnings) = NetConf::parse(text).unwrap();
-        assert_eq!(warnings, Vec::<String>::new());
-        conf
-    }
-
-    fn error(text: &str) -> String {
-        NetConf::parse(text).unwrap_err().to_string()
-    }
-
-    fn subnet(text: &str) -> Subnet {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn the_usual_file_has_flannels_defaults() {
-        let conf = parse(
-            r#"{"Network": "10.244.0.0/16", "EnableNFTables": true, "Backend": {"Type": "vxlan"}}"#,
-        );
-        let network = Network {
-            network: subnet("10.244.0.0/16"),
-            subnet_len: 24,
-            subnet_min: subnet("10.244.1.0/24"),
-            subnet_max: subnet("10.244.255.0/24"),
-        };
-        let vxlan = Vxlan {
-            vni: 1,
-            port: 8472,
-            mtu: None,
-            gbp: false,
-            learning: false,
-        };
-        let backend = Backend::Vxlan(vxlan);
-        assert_eq!(
-            conf,
-            NetConf {
-                v4: Some(network),
-                v6: None,
-                backend,
-                allocate: Allocate::Auto
-            }
-        );
-    }
-
-    #[test]
-    fn small_networks_are_cut_two_bits_further() {
-        let v4 = parse(r#"{"Network": "10.244.0.0/23"}"#).v4.unwrap();
-        assert_eq!(
-            (v4.subnet_len, v4.subnet_min),
-            (25, subnet("10.244.0.128/25"))
-        );
-        let conf =
-            parse(r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/63"}"#);
-        assert_eq!((conf.v4, conf.v6.unwrap().subnet_len), (None, 65));
-    }
-
-    #[test]
-    fn every_key_is_taken() {
-        let conf = parse(
-            r#"{"network": "10.0.0.0/8", "SubnetLen": 20, "SubnetMin": "10.10.0.0", "SubnetMax": "10.99.0.0",
-                "EnableIPv6": true, "IPv6Network": "fd00::/48", "Allocate": "never",
-                "Backend": {"Type": "vxlan", "VNI": 7, "Port": 4789, "MTU": 1400, "GBP": true, "Learning": true, "MacPrefix": "0E"}}"#,
-        );
-        let v4 = conf.v4.unwrap();
-        assert_eq!(
-            (v4.subnet_min, v4.subnet_max),
-            (subnet("10.10.0.0/20"), subnet("10.99.0.0/20"))
-        );
-        assert_eq!(conf.v6.unwrap().subnet_len, 64);
-        assert_eq!(conf.allocate, Allocate::Never);
-        let vxlan = Vxlan {
-            vni: 7,
-            port: 4789,
-            mtu: Some(1400),
-            gbp: true,
-            learning: true,
-        };
-        assert_eq!(conf.backend, Backend::Vxlan(vxlan));
-    }
-
-    #[test]
-    fn keys_without_effect_are_named() {
-        let text = r#"{"Network": "10.244.0.1/16", "Netwrok": 1, "EnableNFTables": false, "Backend": {"Foo": 1, "DirectRouting": true}}"#;
-        let (conf, warnings) = NetConf::parse(text).unwrap();
-        assert_eq!(conf.v4.unwrap().network, subnet("10.244.0.0/16"));
-        let text = warnings.join("\n");
-        for part in [
-            "Netwrok",
-            "EnableNFTables",
-            "Backend.Foo",
-            "Backend.DirectRouting",
-            "10.244.0.1/16",
-        ] {
-            assert!(text.contains(part), "{part} in {text}");
-        }
-    }
-
-    #[test]
-    fn errors_name_key_value_and_what_is_allowed() {
-        for (text, parts) in [
-            (
-                r#"{"Network": "10.244.0.0/33"}"#,
-                ["Network", "10.244.0.0/33", "10.244.0.0/16"],
-            ),
-            (
-                r#"{"Network": "fd00::/56"}"#,
-                ["Network", "fd00::/56", "IPv4"],
-            ),
-            (r#"{"Network": 7}"#, ["Network", "7", "IPv4"]),
-            (r#"{}"#, ["Network", "missing", "IPv4"]),
-            (
-                r#"{"Network": "10.244.0.0/16", "SubnetLen": 16}"#,
-                ["SubnetLen", "16", "17 to 30"],
-            ),
-            (
-                r#"{"Network": "10.244.0.0/16", "SubnetMin": "10.244.1.1"}"#,
-                ["SubnetMin", "10.244.1.1", "/24"],
-            ),
-            (
-                r#"{"Network": "10.244.0.0/16", "SubnetMax": "10.245.0.0"}"#,
-                ["SubnetMax", "10.245.0.0", "10.244.0.0/16"],
-            ),
-            (
-                r#"{"Network": "10.244.0.0/16", "SubnetMin": "10.244.9.0", "SubnetMax": "10.244.8.0"}"#,
-                ["SubnetMax", "10.244.8.0", "10.244.9.0"],
-            ),
-            (
-                r#"{"Network": "10.244.0.0/16", "EnableIPv4": "yes"}"#,
-                ["EnableIPv4", "yes", "true or false"],
-            ),
-            (
-                r#"{"EnableIPv4": false}"#,
-                ["EnableIPv4", "EnableIPv6", "at least one"],
-            ),
-            (
-                r#"{"Network": "10.244.0.0/16", "Allocate": "maybe"}"#,
-                ["Allocate", "maybe", "auto, always, never"],
-            ),
-            (
-                r#"{"Network": "10.244.0.0/16", "Backend": "vxlan"}"#,
-                ["Backend", "vxlan", "object"],
-            ),
-            (
-                r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "wireguard"}}"#,
-                ["Backend.Type", "wireguard", "vxlan"],
-            ),
-            (
-                r#"{"Network": "10.244.0.0/16", "Backend": {"Port": 66000}}"#,
-                ["Backend.Port", "66000", "0 to 65535"],
-            ),
-            (
-                r#"{"Network": "10.244.0.0/16", "Backend": {"VNI": 16777216}}"#,
-                ["Backend.VNI", "16777216", "1 to 16777215"],
-            ),
-            ("[]", ["JSON object", "Network", "vxlan"]),
-            ("{", ["JSON", "EOF", "line 1"]),
-        ] {
-            let error = error(text);
-            for part in parts {
-                assert!(error.contains(part), "{part:?} in {error:?} for {text}");
-            }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_network_that_is_read_holds_its_subnets(
-            base in any::<u32>(), prefix in 0u8..=32, len in 0u32..=33,
-        ) {
-            let addr = std::net::Ipv4Addr::from_bits(base);
-            let text = format!(r#"{{"Network": "{addr}/{prefix}", "SubnetLen": {len}}}"#);
-            if let Ok((conf, _)) = NetConf::parse(&text) {
-                let v4 = conf.v4.unwrap();
-                prop_assert!(v4.network.contains_subnet(v4.subnet_min) && v4.network.contains_subnet(v4.subnet_max));
-                prop_assert!(v4.subnet_min <= v4.subnet_max);
-            }
-        }
-
-        #[test]
-        fn no_text_makes_it_panic(text in "\\PC*") {
-            let _ = NetConf::parse(&text);
-        }
-    }
-}
+mod tests;

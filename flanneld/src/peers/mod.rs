@@ -1,0 +1,239 @@
+//! Peers: from what Nodes say of themselves to those that can be programmed.
+//!
+//! What a Node says is hostile until it is checked. Each node comes to the same result from the
+//! same objects: of two claims that exclude each other the older wins, and one that holds a Lease
+//! wins over one that does not. A bad peer is left out with a [`Reason`], and never harms another.
+
+mod check;
+mod reason;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hostnet::vocab::{AnnotationKeys, Family, Mac, Subnet};
+
+pub use self::reason::Reason;
+use crate::ByFamily;
+use crate::backend::Own;
+use crate::config::Backend;
+
+/// What a Node object says, as far as peers care.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// The node's name.
+    pub name: Arc<str>,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.creationTimestamp` in seconds since 1970.
+    pub created: i64,
+    /// `spec.podCIDRs`, or the one of `spec.podCIDR`.
+    pub pod_cidrs: Vec<String>,
+    /// Its annotations.
+    pub published: Published,
+    /// The Leases of those subnets, where this node holds them.
+    pub leases: ByFamily<LeaseRank>,
+}
+
+/// What a node's flanneld has published in annotations, as it stands there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Published {
+    /// `backend-type`.
+    pub backend_type: Option<String>,
+    /// `backend-data` and `backend-v6-data`.
+    pub backend_data: ByFamily<String>,
+    /// `public-ip` and `public-ipv6`.
+    pub public: ByFamily<String>,
+}
+
+impl Published {
+    /// Picks the annotations that matter; all others are left behind.
+    pub fn new(keys: &AnnotationKeys, annotations: &BTreeMap<String, String>) -> Published {
+        let get = |key: &str| annotations.get(key).cloned();
+        Published {
+            backend_type: get(&keys.backend_type),
+            backend_data: ByFamily {
+                v4: get(&keys.backend_data),
+                v6: get(&keys.backend_v6_data),
+            },
+            public: ByFamily {
+                v4: get(&keys.public_ip),
+                v6: get(&keys.public_ipv6),
+            },
+        }
+    }
+}
+
+/// How old a Lease is: the older ranks first, by time and then by UID.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeaseRank {
+    /// `metadata.creationTimestamp` in seconds since 1970.
+    pub created: i64,
+    /// `metadata.uid`.
+    pub uid: String,
+}
+
+/// Another node that can be reached, in one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The node's name.
+    pub node: Arc<str>,
+    /// The subnet of its pods; its family is the peer's.
+    pub subnet: Subnet,
+    /// The node's address in the underlay.
+    pub public: IpAddr,
+    /// The MAC of its VTEP; with the vxlan backend always there.
+    pub vtep: Option<Mac>,
+}
+
+/// A node that is left out in one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// The node's name.
+    pub node: Arc<str>,
+    /// The family in which it is left out.
+    pub family: Family,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// The outcome of [`select`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// The peers to program, IPv4 first, by rank.
+    pub peers: Vec<Peer>,
+    /// The nodes that are left out.
+    pub skipped: Vec<Skipped>,
+}
+
+/// Claims are served in this order, on every node alike.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Rank<'a> {
+    lease: Leased<'a>,
+    created: i64,
+    uid: &'a str,
+    name: &'a str,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Leased<'a> {
+    By(&'a LeaseRank),
+    Not,
+}
+
+impl NodeFacts {
+    fn rank(&self, family: Family) -> Rank<'_> {
+        Rank {
+            lease: self.leases.get(family).map_or(Leased::Not, Leased::By),
+            created: self.created,
+            uid: &self.uid,
+            name: &self.name,
+        }
+    }
+}
+
+/// Checks all nodes but `own_name` against our own place and each other. Families are judged
+/// apart: a fault in one leaves the other alone.
+pub fn select<'a>(
+    nodes: impl IntoIterator<Item = &'a NodeFacts>,
+    own_name: &str,
+    own: &ByFamily<Own>,
+    backend: &Backend,
+) -> Selection {
+    let nodes: Vec<&NodeFacts> = nodes
+        .into_iter()
+        .filter(|node| *node.name != *own_name)
+        .collect();
+    let mut selection = Selection::default();
+    for (family, own) in own.iter() {
+        let mut nodes = nodes.clone();
+        nodes.sort_by(|a, b| a.rank(family).cmp(&b.rank(family)));
+        let mut claims = Claims::default();
+        for node in nodes {
+            match admit(node, family, own, backend, &mut claims) {
+                Ok(peer) => selection.peers.push(peer),
+                Err(reason) => selection.skipped.push(Skipped {
+                    node: node.name.clone(),
+                    family,
+                    reason,
+                }),
+            }
+        }
+    }
+    selection
+}
+
+/// Checks one node, and claims what it needs for itself alone.
+fn admit(
+    node: &NodeFacts,
+    family: Family,
+    own: &Own,
+    backend: &Backend,
+    claims: &mut Claims,
+) -> Result<Peer, Reason> {
+    let subnet = check::subnet(node, family, own);
+    // A Lease holds its subnet also while the rest of the node's data cannot be used: otherwise
+    // whoever copies the subnet would get its traffic each time the node is away.
+    let leased = node.leases.get(family).is_some();
+    if let (Ok(subnet), true) = (&subnet, leased) {
+        claims.subnet(*subnet, &node.name)?;
+    }
+    check::backend_type(node, backend)?;
+    let subnet = subnet?;
+    let public = check::public(node, family, own)?;
+    let vtep = match backend {
+        Backend::Vxlan(vxlan) => Some(check::vtep(node, family, own, vxlan.vni)?),
+        Backend::HostGw | Backend::Alloc => None,
+    };
+    if !leased {
+        claims.subnet(subnet, &node.name)?;
+    }
+    if let Some(mac) = vtep {
+        claims.vtep(mac, &node.name)?;
+    }
+    Ok(Peer {
+        node: node.name.clone(),
+        subnet,
+        public,
+        vtep,
+    })
+}
+
+/// What peers hold of what only one can hold.
+#[derive(Default)]
+struct Claims {
+    /// Subnets that do not overlap, by their base.
+    subnets: BTreeMap<IpAddr, (Subnet, Arc<str>)>,
+    vteps: HashMap<Mac, Arc<str>>,
+}
+
+impl Claims {
+    fn subnet(&mut self, subnet: Subnet, node: &Arc<str>) -> Result<(), Reason> {
+        // Networks overlap only by one holding the other. As those that are claimed do not, it is
+        // either the last that begins at or before our base, or one that begins inside.
+        let near = self.subnets.range(..=subnet.last()).next_back();
+        if let Some((_, (taken, by))) = near.filter(|(_, (taken, _))| taken.overlaps(subnet)) {
+            return Err(Reason::SubnetTaken {
+                subnet,
+                taken: *taken,
+                by: by.clone(),
+            });
+        }
+        self.subnets.insert(subnet.base(), (subnet, node.clone()));
+        Ok(())
+    }
+
+    fn vtep(&mut self, mac: Mac, node: &Arc<str>) -> Result<(), Reason> {
+        if let Some(by) = self.vteps.get(&mac) {
+            return Err(Reason::VtepTaken {
+                mac,
+                by: by.clone(),
+            });
+        }
+        self.vteps.insert(mac, node.clone());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

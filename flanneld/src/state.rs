@@ -1,0 +1,96 @@
+//! What flanneld owns of the kernel's state, as plain data: the shape of what is desired and of
+//! what is observed.
+//!
+//! Devices go by name, since one that is to be made has no index yet. Maps have the keys by which
+//! the kernel itself tells objects apart, so two entries of a map never collide there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use hostnet::vocab::{Cidr, IfName, Mac, Subnet};
+
+/// Everything that is ours: devices named `flannel.N` and `flannel-v6.N` with all that hangs on
+/// them, routes, switches of the kernel and the nft tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Our devices by name.
+    pub devices: BTreeMap<IfName, Device>,
+    /// Routes of the main table: those by our devices, and those with our protocol number
+    /// ([`ROUTE_PROTOCOL`](hostnet::vocab::names::ROUTE_PROTOCOL)) by others.
+    pub routes: BTreeMap<RouteKey, Route>,
+    /// Switches by their path under `/proc/sys`, such as `net/ipv4/ip_forward`. Observed are those
+    /// that are desired; one that does not exist is absent.
+    pub sysctls: BTreeMap<String, String>,
+}
+
+/// A VXLAN device and what lies on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// What it is; a change of it means a new device.
+    pub kind: DeviceKind,
+    /// Its MAC, which peers know as the VTEP's; `None` only where another kind of device has our
+    /// name.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is set up.
+    pub up: bool,
+    /// Its global addresses.
+    pub addrs: BTreeSet<Cidr>,
+    /// Permanent neighbours: the VTEP of each peer.
+    pub neighs: BTreeMap<IpAddr, Mac>,
+    /// Permanent forwarding entries: the node of each VTEP.
+    pub fdb: BTreeSet<(Mac, IpAddr)>,
+}
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A VXLAN device.
+    Vxlan(Vxlan),
+    /// Something else of our name, by the kernel's name for its kind: never desired.
+    Other(String),
+}
+
+/// The settings of a VXLAN device (RFC 7348).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    /// The network identifier.
+    pub vni: u32,
+    /// The UDP port that it listens on and sends to.
+    pub port: u16,
+    /// The outer source address.
+    pub local: Option<IpAddr>,
+    /// The device that outer packets leave by; `None` if it is gone.
+    pub parent: Option<IfName>,
+    /// Learns remotes from the packets that come in.
+    pub learning: bool,
+    /// Carries the group policy extension.
+    pub gbp: bool,
+}
+
+/// By what the kernel tells routes of a table apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteKey {
+    /// Where to.
+    pub dst: Subnet,
+    /// Of several routes to one destination the least metric wins.
+    pub metric: u32,
+}
+
+/// The rest of a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The next hop.
+    pub gateway: Option<IpAddr>,
+    /// The device it leaves by.
+    pub dev: IfName,
+    /// The next hop is taken as reachable whatever its address.
+    pub onlink: bool,
+    /// Who made it (`rtm_protocol`).
+    pub protocol: u8,
+    /// The source address of packets that this host sends by it.
+    pub src: Option<IpAddr>,
+    /// Its own MTU in bytes.
+    pub mtu: Option<u32>,
+}
