@@ -20,9 +20,10 @@ pub trait Backend {
     /// Makes these changes to the ruleset that the kernel holds since the last call. Costs what changed.
     fn update(&mut self, delta: &Delta) -> Result<Applied, Self::Error>;
 
-    /// Removes what [`Applied::unfinished`] spoke of. Called when no packet can be on its way any more
-    /// that began under the rules of the call before.
-    fn finish(&mut self) -> Result<Applied, Self::Error>;
+    /// Called from time to time while [`Applied::unfinished`]: removes what was left over at the tick
+    /// before. What was left since then stays until the next tick, so that each leftover is there for
+    /// a whole tick at least: longer than any packet is on its way.
+    fn tick(&mut self) -> Result<Applied, Self::Error>;
 
     /// Removes all that is ours, whichever version of this program made it.
     fn cleanup(&mut self) -> Result<Applied, Self::Error>;
@@ -34,6 +35,6 @@ pub struct Applied {
     /// How many changes went to the kernel: 0 means that it held everything already.
     pub ops: usize,
     /// Something that no rule leads to any more is still there, for packets that are on their way:
-    /// call [`Backend::finish`] in a while.
+    /// [`Backend::tick`] is wanted.
     pub unfinished: bool,
 }

@@ -4,5 +4,8 @@
 pub mod backend;
 #[cfg(test)]
 mod fixtures;
+pub mod health;
 pub mod index;
+pub mod metrics;
 pub mod plan;
+pub mod sync;

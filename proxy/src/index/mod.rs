@@ -21,6 +21,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use agent::watch::{Delta, Key};
+use hostnet::vocab::Family;
 use k8s_openapi::jiff::Timestamp;
 
 pub use node::Node;
@@ -80,8 +81,8 @@ pub struct Dirty {
     pub services: BTreeSet<ObjectName>,
     /// This Node changed, and with it possibly every Service.
     pub node: bool,
-    /// When the changes to slices were made that are among them.
-    pub triggers: Vec<Timestamp>,
+    /// When the changes to slices were made that are among them, and of which family the slices are.
+    pub triggers: Vec<(Family, Timestamp)>,
 }
 
 impl Dirty {
@@ -174,8 +175,11 @@ impl Index {
             Update::Service(Delta::Synced) => self.listed.services = true,
             Update::Slice(Delta::Upsert(object)) => {
                 let folded = Slice::fold(&object, &self.this_node);
+                let family = folded.as_ref().map(|(_, slice)| slice.family);
                 if self.set_slice(Key::of(&object).into(), folded) {
-                    self.dirty.triggers.extend(slice::trigger_time(&object));
+                    self.dirty
+                        .triggers
+                        .extend(family.zip(slice::trigger_time(&object)));
                 }
             }
             Update::Slice(Delta::Remove(key)) => {

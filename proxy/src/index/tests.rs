@@ -1,6 +1,7 @@
 //! Tests of the index: changes in, what is known and what is dirty out.
 
 use agent::watch::Delta;
+use hostnet::vocab::Family;
 
 use super::{Index, ObjectName, Update};
 use crate::fixtures::{self, SEED};
@@ -54,7 +55,10 @@ fn a_slice_makes_its_service_dirty_and_tells_when_it_changed() {
         dirty.services,
         [ObjectName::new("default", "hello-world-service")].into()
     );
-    assert_eq!(dirty.triggers, ["2026-11-01T10:00:07Z".parse().unwrap()]);
+    assert_eq!(
+        dirty.triggers,
+        [(Family::V4, "2026-11-01T10:00:07Z".parse().unwrap())]
+    );
     assert!(!dirty.node);
 }
 

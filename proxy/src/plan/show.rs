@@ -1,4 +1,4 @@
-//! Owns the text form of a ruleset, for people and golden files.
+//! Owns the text form of a plan, for people and golden files.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use hostnet::vocab::Family;
 
 use super::{
-    At, Endpoint, FamilyRuleset, Frontend, Masquerade, NodeRules, PodTraffic, Ruleset, ServicePort,
-    Verdict, View,
+    At, Change, Endpoint, FamilyRuleset, Frontend, Masquerade, NodeRules, PodTraffic, Ruleset,
+    ServicePort, Verdict, View,
 };
 
 /// One block per family, then one per service port, in the order of their names.
@@ -98,6 +98,30 @@ impl fmt::Display for Masquerade {
             Self::NotPods => "all but pods",
             Self::ThisNode => "this node",
         })
+    }
+}
+
+/// `name/protocol: came`, `went` or `changed`, and what it is now.
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = &self.key;
+        match (&self.before, &self.after) {
+            (_, None) => write!(f, "{key} went"),
+            (before, Some(after)) => {
+                let what = if before.is_some() { "changed" } else { "came" };
+                write!(
+                    f,
+                    "{key} {what}: {} frontends, {} endpoints, {} of them local",
+                    after.frontends.len(),
+                    after.cluster.len(),
+                    after
+                        .cluster
+                        .iter()
+                        .filter(|endpoint| endpoint.local)
+                        .count(),
+                )
+            }
+        }
     }
 }
 

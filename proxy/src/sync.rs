@@ -1,0 +1,321 @@
+//! One pass: from the index over the plan into the kernel, and what is told of it.
+
+use std::time::Instant;
+
+use agent::sync::Pass;
+use hostnet::vocab::Family;
+use k8s_openapi::jiff::Timestamp;
+
+use crate::backend::{Applied, Backend};
+use crate::index::Index;
+use crate::metrics::{Kind, Metrics};
+use crate::plan::{Delta, Planner};
+
+/// How many changed service ports a log line names.
+const NAMED: usize = 5;
+
+/// Keeps the kernel in line with the index.
+#[derive(Debug)]
+pub struct Syncer<B> {
+    backend: B,
+    planner: Planner,
+    metrics: Metrics,
+    started: Timestamp,
+    /// Changes of endpoints that rules do not follow yet.
+    triggers: Vec<(Family, Timestamp)>,
+    /// The kernel held the plan after the last call to the backend.
+    in_line: bool,
+    /// There has been a pass that succeeded.
+    first_done: bool,
+    unfinished: bool,
+}
+
+impl<B: Backend> Syncer<B> {
+    /// Programs `backend` with what `planner` plans.
+    pub fn new(backend: B, planner: Planner, metrics: Metrics) -> Self {
+        Self {
+            backend,
+            planner,
+            metrics,
+            started: Timestamp::now(),
+            triggers: Vec::new(),
+            in_line: false,
+            first_done: false,
+            unfinished: false,
+        }
+    }
+
+    /// The plan's owner, to tell it what is not in the index.
+    pub fn planner(&mut self) -> &mut Planner {
+        &mut self.planner
+    }
+
+    /// Whether [`Syncer::tick`] is wanted.
+    pub fn unfinished(&self) -> bool {
+        self.unfinished
+    }
+
+    /// Plans what is dirty in the index, and brings the kernel in line with the plan: with all of it
+    /// where `pass` says so or after a failure, else with what changed. Blocks while the kernel works.
+    pub fn pass(&mut self, index: &mut Index, pass: Pass) -> Result<(), B::Error> {
+        let start = Instant::now();
+        let dirty = index.take_dirty();
+        let delta = self.planner.update(index, &dirty);
+        self.metrics.planned(&delta);
+        // What was changed before the start was late by no fault of this process.
+        let news = dirty
+            .triggers
+            .into_iter()
+            .filter(|(_, at)| *at >= self.started);
+        self.triggers.extend(news);
+
+        let kind = if pass == Pass::Full || !self.in_line {
+            Kind::Full
+        } else {
+            Kind::Partial
+        };
+        let applied = match kind {
+            Kind::Full => self.backend.replace(self.planner.ruleset()),
+            Kind::Partial if delta.is_empty() => Ok(Applied {
+                ops: 0,
+                unfinished: self.unfinished,
+            }),
+            Kind::Partial => self.backend.update(&delta),
+        };
+        let was_in_line = std::mem::replace(&mut self.in_line, applied.is_ok());
+        let applied = applied.inspect_err(|_| self.metrics.failed(kind, &delta))?;
+        self.unfinished = applied.unfinished;
+        let took = start.elapsed();
+        self.metrics.synced(kind, took, &delta);
+        for (family, trigger) in self.triggers.drain(..) {
+            self.metrics.programmed(family, trigger);
+        }
+        // After changes or a failure there is something to do; else nobody but us should have made it so.
+        let repaired = was_in_line && kind == Kind::Full && delta.is_empty() && applied.ops > 0;
+        self.tell(
+            kind,
+            &delta,
+            applied.ops,
+            repaired,
+            took.as_secs_f64() * 1e3,
+        );
+        self.first_done = true;
+        Ok(())
+    }
+
+    /// Removes what an earlier pass left for packets on their way. Blocks while the kernel works.
+    pub fn tick(&mut self) -> Result<(), B::Error> {
+        let applied = self.backend.tick();
+        self.in_line &= applied.is_ok();
+        let applied =
+            applied.inspect_err(|_| self.metrics.failed(Kind::Partial, &Delta::default()))?;
+        self.unfinished = applied.unfinished;
+        tracing::debug!(
+            ops = applied.ops,
+            "removed what was left for packets on their way"
+        );
+        Ok(())
+    }
+
+    fn tell(&self, kind: Kind, delta: &Delta, ops: usize, repaired: bool, took_ms: f64) {
+        let ports: usize = Family::ALL
+            .map(|f| self.planner.ruleset().family(f).ports.len())
+            .iter()
+            .sum();
+        match kind {
+            Kind::Full if !self.first_done => {
+                tracing::info!(ports, ops, took_ms, "rules are in line with all Services");
+            }
+            Kind::Full if repaired => {
+                self.metrics.repaired(ops);
+                tracing::warn!(
+                    ports,
+                    ops,
+                    took_ms,
+                    "rules were not as they should be: repaired"
+                );
+            }
+            Kind::Full => {
+                tracing::debug!(ports, ops, took_ms, "compared all rules with the kernel")
+            }
+            Kind::Partial if delta.is_empty() => {}
+            Kind::Partial => {
+                let changed = names(delta);
+                tracing::info!(%changed, ports, ops, took_ms, "rules follow what changed");
+            }
+        }
+        for family in Family::ALL {
+            for change in &delta.family(family).ports {
+                tracing::debug!(%family, %change, "planned");
+            }
+        }
+    }
+}
+
+/// The first few names of what changed, and how many more there are.
+fn names(delta: &Delta) -> String {
+    let changes = || {
+        Family::ALL
+            .into_iter()
+            .flat_map(|family| &delta.family(family).ports)
+    };
+    let mut names: Vec<_> = changes()
+        .map(|change| change.key.to_string())
+        .take(NAMED)
+        .collect();
+    if Family::ALL
+        .iter()
+        .any(|family| delta.family(*family).node.is_some())
+    {
+        names.insert(0, "this node".into());
+    }
+    match changes().count().saturating_sub(NAMED) {
+        0 => names.join(" "),
+        more => format!("{} and {more} more", names.join(" ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::fixtures::{self, SEED};
+    use crate::plan::Ruleset;
+
+    /// A kernel that can be told to fail.
+    #[derive(Debug, Default)]
+    struct Model {
+        holds: Ruleset,
+        fail: bool,
+        calls: Vec<&'static str>,
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the kernel refused")]
+    struct Refused;
+
+    impl Model {
+        fn call(&mut self, name: &'static str, ops: usize) -> Result<Applied, Refused> {
+            self.calls.push(name);
+            if std::mem::take(&mut self.fail) {
+                // What a failed call leaves is not known: make it wrong.
+                self.holds = Ruleset::default();
+                return Err(Refused);
+            }
+            Ok(Applied {
+                ops,
+                unfinished: false,
+            })
+        }
+    }
+
+    impl Backend for Model {
+        type Error = Refused;
+
+        fn replace(&mut self, ruleset: &Ruleset) -> Result<Applied, Refused> {
+            let ops = usize::from(self.holds != *ruleset);
+            self.call("replace", ops)
+                .inspect(|_| self.holds = ruleset.clone())
+        }
+
+        fn update(&mut self, delta: &Delta) -> Result<Applied, Refused> {
+            assert!(!delta.is_empty());
+            self.call("update", 1).inspect(|_| self.holds.apply(delta))
+        }
+
+        fn tick(&mut self) -> Result<Applied, Refused> {
+            self.call("tick", 1)
+        }
+
+        fn cleanup(&mut self) -> Result<Applied, Refused> {
+            self.call("cleanup", 1)
+        }
+    }
+
+    fn syncer() -> (Syncer<Model>, Registry) {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let planner = Planner::new(fixtures::cluster_cidr("10.244.0.0/16"));
+        (Syncer::new(Model::default(), planner, metrics), registry)
+    }
+
+    fn check(syncer: &Syncer<Model>, calls: &[&str]) {
+        assert_eq!(syncer.backend.calls, calls);
+        assert_eq!(&syncer.backend.holds, syncer.planner.ruleset());
+    }
+
+    fn change(index: &mut Index) {
+        change_to(index, "10.244.3.82");
+    }
+
+    fn change_to(index: &mut Index, address: &str) {
+        let changed = SEED.replace("10.244.3.81", address);
+        fixtures::upserts(&changed)
+            .into_iter()
+            .for_each(|update| index.update(update));
+    }
+
+    #[test]
+    fn the_first_pass_is_full_and_then_only_changes_are_sent() {
+        let (mut syncer, _) = syncer();
+        let mut index = fixtures::index(SEED);
+        syncer.pass(&mut index, Pass::Dirty).unwrap();
+        check(&syncer, &["replace"]);
+        syncer.pass(&mut index, Pass::Dirty).unwrap();
+        check(&syncer, &["replace"]);
+        change(&mut index);
+        syncer.pass(&mut index, Pass::Dirty).unwrap();
+        check(&syncer, &["replace", "update"]);
+        syncer.pass(&mut index, Pass::Full).unwrap();
+        check(&syncer, &["replace", "update", "replace"]);
+    }
+
+    #[test]
+    fn a_failed_pass_is_followed_by_a_full_one() {
+        let (mut syncer, _) = syncer();
+        let mut index = fixtures::index(SEED);
+        syncer.pass(&mut index, Pass::Dirty).unwrap();
+        change(&mut index);
+        syncer.backend.fail = true;
+        syncer.pass(&mut index, Pass::Dirty).unwrap_err();
+        // Nothing is dirty any more; the change must not be lost with the failure.
+        syncer.pass(&mut index, Pass::Dirty).unwrap();
+        check(&syncer, &["replace", "update", "replace"]);
+        syncer.backend.fail = true;
+        syncer.tick().unwrap_err();
+        syncer.pass(&mut index, Pass::Dirty).unwrap();
+        check(
+            &syncer,
+            &["replace", "update", "replace", "tick", "replace"],
+        );
+    }
+
+    #[test]
+    fn only_drift_counts_as_repaired() {
+        let (mut syncer, registry) = syncer();
+        let repairs = || {
+            let text = agent::metrics::reply(&registry).body;
+            let line = text
+                .lines()
+                .find(|line| line.starts_with("twill_proxy_repairs_total"))
+                .unwrap();
+            line.rsplit(' ').next().unwrap().to_owned()
+        };
+        let mut index = fixtures::index(SEED);
+        syncer.pass(&mut index, Pass::Full).unwrap();
+        change(&mut index);
+        syncer.pass(&mut index, Pass::Full).unwrap();
+        syncer.pass(&mut index, Pass::Full).unwrap();
+        assert_eq!(repairs(), "0");
+        change_to(&mut index, "10.244.3.83");
+        syncer.backend.fail = true;
+        syncer.pass(&mut index, Pass::Dirty).unwrap_err();
+        syncer.pass(&mut index, Pass::Full).unwrap();
+        assert_eq!(repairs(), "0", "after a failure something is to be done");
+        syncer.backend.holds = Ruleset::default();
+        syncer.pass(&mut index, Pass::Full).unwrap();
+        assert_eq!(repairs(), "1");
+        assert_eq!(&syncer.backend.holds, syncer.planner.ruleset());
+    }
+}
