@@ -3,6 +3,8 @@
 
 use std::error::Error;
 
+use hostnet::nft::Change;
+
 use crate::plan::{Delta, Ruleset};
 
 /// A packet filter that a plan can be put into. Calls block; one task makes them, one after another.
@@ -24,6 +26,10 @@ pub trait Backend {
     /// before. What was left since then stays until the next tick, so that each leftover is there for
     /// a whole tick at least: longer than any packet is on its way.
     fn tick(&mut self) -> Result<Applied, Self::Error>;
+
+    /// Whether someone else changed something of ours by this transaction, so that [`Backend::replace`]
+    /// is wanted.
+    fn is_disturbed_by(&self, change: &Change) -> bool;
 
     /// Removes all that is ours, whichever version of this program made it.
     fn cleanup(&mut self) -> Result<Applied, Self::Error>;

@@ -50,6 +50,11 @@ impl<B: Backend> Syncer<B> {
         &mut self.planner
     }
 
+    /// The packet filter.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
     /// Whether [`Syncer::tick`] is wanted.
     pub fn unfinished(&self) -> bool {
         self.unfinished
@@ -177,6 +182,7 @@ fn names(delta: &Delta) -> String {
 
 #[cfg(test)]
 mod tests {
+    use hostnet::nft::Change;
     use prometheus_client::registry::Registry;
 
     use super::*;
@@ -226,6 +232,10 @@ mod tests {
 
         fn tick(&mut self) -> Result<Applied, Refused> {
             self.call("tick", 1)
+        }
+
+        fn is_disturbed_by(&self, _: &Change) -> bool {
+            true
         }
 
         fn cleanup(&mut self) -> Result<Applied, Refused> {
