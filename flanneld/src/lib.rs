@@ -15,7 +15,10 @@
 pub mod backend;
 mod by_family;
 pub mod config;
+pub mod desired;
+pub mod diff;
 pub mod iface;
+pub mod masquerade;
 pub mod peers;
 pub mod state;
 

@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use super::reader::{KeyError, Reader};
 use crate::ByFamily;
-use crate::backend::vxlan;
+use crate::backend::least_mtu;
 
 /// The network's configuration, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -387,15 +387,11 @@ fn vnis(networks: &ByFamily<Network>) -> RangeInclusive<u32> {
 
 /// The underlay's MTU; 0 is as none.
 fn mtu(reader: &mut Reader<'_>, networks: &ByFamily<Network>) -> Option<u32> {
-    // What is inside must be what a link has to carry at least: 68 bytes for IPv4 (RFC 791), 1280
-    // for IPv6 (RFC 8200, section 5).
-    let least = networks.iter().map(|(family, _)| {
-        let inside = match family {
-            Family::V4 => 68,
-            Family::V6 => 1280,
-        };
-        inside + vxlan::overhead(family)
-    });
+    // Of the other settings none has a say in it.
+    let backend = Backend::Vxlan(Vxlan::default());
+    let least = networks
+        .iter()
+        .map(|(family, _)| least_mtu(&backend, family));
     let least = least.max().unwrap_or(0);
     let expected = format!("0 or a number from {least} to 65535");
     let mtu = reader.get("MTU", &expected, |value| {

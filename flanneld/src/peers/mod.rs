@@ -183,6 +183,12 @@ fn admit(
     let public = check::public(node, family, own)?;
     let vtep = match backend {
         Backend::Vxlan(vxlan) => Some(check::vtep(node, family, own, vxlan.vni)?),
+        Backend::HostGw if !own.uplink.is_direct(public) => {
+            return Err(Reason::NotDirect {
+                addr: public,
+                link: own.uplink.name.clone(),
+            });
+        }
         Backend::HostGw | Backend::Alloc => None,
     };
     if !leased {

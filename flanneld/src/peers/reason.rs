@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hostnet::vocab::{Mac, Subnet};
+use hostnet::vocab::{Family, IfName, Mac, Subnet};
 
 /// Why a node is no peer in one family. `Display` is for a person; [`Reason::label`] for a metric.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -13,13 +13,13 @@ pub enum Reason {
     NotPublished,
     /// It has no subnet in this family (yet).
     #[error("it has no {0} subnet yet")]
-    NoSubnet(hostnet::vocab::Family),
+    NoSubnet(Family),
     /// It publishes no address in this family (yet).
     #[error("it has published no {0} address yet")]
-    NoAddress(hostnet::vocab::Family),
+    NoAddress(Family),
     /// It publishes no VTEP in this family (yet).
     #[error("it has published no {0} VTEP yet")]
-    NoVtep(hostnet::vocab::Family),
+    NoVtep(Family),
     /// Its backend is not ours.
     #[error("its backend is {theirs:?}, ours is {ours:?}")]
     OtherBackend {
@@ -105,6 +105,16 @@ pub enum Reason {
         /// The network.
         network: Subnet,
     },
+    /// The backend needs all nodes on one link, and it is behind a router.
+    #[error(
+        "its address {addr} is behind a router: backend host-gw needs all nodes on the link of {link}"
+    )]
+    NotDirect {
+        /// Its address.
+        addr: IpAddr,
+        /// Our interface.
+        link: IfName,
+    },
     /// Its VTEP's MAC is multicast, broadcast or zero.
     #[error("its VTEP's MAC {0} is not unicast")]
     VtepNotUnicast(Mac),
@@ -140,6 +150,7 @@ impl Reason {
             Reason::AddressUnusable { .. } => "address-unusable",
             Reason::AddressOurs(_) => "address-ours",
             Reason::AddressInNetwork { .. } => "address-in-network",
+            Reason::NotDirect { .. } => "not-direct",
             Reason::VtepNotUnicast(_) => "vtep-not-unicast",
             Reason::VtepOurs(_) => "vtep-ours",
             Reason::VtepTaken { .. } => "vtep-taken",

@@ -4,10 +4,15 @@
 //! Devices go by name, since one that is to be made has no index yet. Maps have the keys by which
 //! the kernel itself tells objects apart, so two entries of a map never collide there.
 
+mod kernel;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use hostnet::nft::{Table, TableId};
 use hostnet::vocab::{Cidr, IfName, Mac, Subnet};
+
+pub use self::kernel::{Kernel, is_our_device};
 
 /// Everything that is ours: devices named `flannel.N` and `flannel-v6.N` with all that hangs on
 /// them, routes, switches of the kernel and the nft tables.
@@ -21,6 +26,8 @@ pub struct State {
     /// Switches by their path under `/proc/sys`, such as `net/ipv4/ip_forward`. Observed are those
     /// that are desired; one that does not exist is absent.
     pub sysctls: BTreeMap<String, String>,
+    /// Our nft tables.
+    pub tables: BTreeMap<TableId, Table>,
 }
 
 /// A VXLAN device and what lies on it.

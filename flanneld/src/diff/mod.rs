@@ -1,0 +1,216 @@
+//! From what is to what shall be: the operations in order.
+//!
+//! Adds come before removes, so that packets have a way at each moment: links, switches, addresses,
+//! tables, then for the peers neighbours, forwarding entries and last the routes that need them;
+//! then the removes, the other way round. The one exception is a device whose settings the kernel
+//! does not change: it goes before its successor of the same name comes, and all that lay on it is
+//! put back.
+
+mod op;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use hostnet::nft::{self, Changes};
+use hostnet::vocab::{IfName, Mac};
+
+pub use self::op::Op;
+use crate::state::{Device, State};
+
+/// What leads from `observed` to `desired`. Equal states give nothing. A switch that is only
+/// observed stays as it is.
+pub fn diff(observed: &State, desired: &State) -> Vec<Op> {
+    let mut plan = Plan::default();
+    for (name, want) in &desired.devices {
+        let have = observed.devices.get(name);
+        let have = match have {
+            Some(have) if have.kind == want.kind => Some(have),
+            _ => {
+                if have.is_some() {
+                    plan.links.push(Op::DeleteLink { dev: name.clone() });
+                }
+                plan.links.push(Op::CreateLink {
+                    dev: name.clone(),
+                    kind: want.kind.clone(),
+                    mac: want.mac,
+                    mtu: want.mtu,
+                });
+                None
+            }
+        };
+        plan.device(name, have, want);
+    }
+    for name in observed.devices.keys() {
+        if !desired.devices.contains_key(name) {
+            plan.remove_links.push(Op::DeleteLink { dev: name.clone() });
+        }
+    }
+    plan.routes(observed, desired);
+    for (key, value) in &desired.sysctls {
+        if observed.sysctls.get(key) != Some(value) {
+            plan.sysctls.push(Op::SetSysctl {
+                key: key.clone(),
+                value: value.clone(),
+            });
+        }
+    }
+    for (id, want) in &desired.tables {
+        let changes = nft::diff(observed.tables.get(id), want);
+        if !changes.is_empty() {
+            plan.tables.push(Op::ChangeTable(changes));
+        }
+    }
+    for id in observed.tables.keys() {
+        if !desired.tables.contains_key(id) {
+            plan.remove_tables
+                .push(Op::ChangeTable(Changes::remove(id.clone())));
+        }
+    }
+    plan.into_ops()
+}
+
+/// The operations by their place in the order.
+#[derive(Default)]
+struct Plan {
+    links: Vec<Op>,
+    sysctls: Vec<Op>,
+    ups: Vec<Op>,
+    addrs: Vec<Op>,
+    tables: Vec<Op>,
+    neighs: Vec<Op>,
+    fdb: Vec<Op>,
+    routes: Vec<Op>,
+    remove_routes: Vec<Op>,
+    remove_fdb: Vec<Op>,
+    remove_neighs: Vec<Op>,
+    remove_addrs: Vec<Op>,
+    remove_links: Vec<Op>,
+    remove_tables: Vec<Op>,
+}
+
+impl Plan {
+    /// What a device needs; `have` is `None` for one that is made anew.
+    fn device(&mut self, name: &IfName, have: Option<&Device>, want: &Device) {
+        let dev = || name.clone();
+        let mut keeps_neighs = have.is_some();
+        if let Some(have) = have {
+            if let Some(mac) = want.mac.filter(|_| have.mac != want.mac) {
+                self.links.push(Op::SetMac { dev: dev(), mac });
+                // The kernel forgets all neighbours of a device whose MAC changes, permanent ones
+                // too (`neigh_changeaddr`).
+                keeps_neighs = false;
+            }
+            if have.mtu != want.mtu {
+                self.links.push(Op::SetMtu {
+                    dev: dev(),
+                    mtu: want.mtu,
+                });
+            }
+        }
+        if have.map(|have| have.up) != Some(want.up) && want.up {
+            self.ups.push(Op::SetUp { dev: dev() });
+        }
+        let (no_addrs, no_neighs, no_fdb) = (BTreeSet::new(), BTreeMap::new(), BTreeSet::new());
+        let addrs = have.map_or(&no_addrs, |have| &have.addrs);
+        let neighs = have
+            .filter(|_| keeps_neighs)
+            .map_or(&no_neighs, |have| &have.neighs);
+        let fdb = have.map_or(&no_fdb, |have| &have.fdb);
+        for addr in want.addrs.difference(addrs).copied() {
+            self.addrs.push(Op::AddAddr { dev: dev(), addr });
+        }
+        for addr in addrs.difference(&want.addrs).copied() {
+            self.remove_addrs.push(Op::DeleteAddr { dev: dev(), addr });
+        }
+        for (&addr, &mac) in &want.neighs {
+            if neighs.get(&addr) != Some(&mac) {
+                self.neighs.push(Op::SetNeigh {
+                    dev: dev(),
+                    addr,
+                    mac,
+                });
+            }
+        }
+        for &addr in neighs.keys() {
+            if !want.neighs.contains_key(&addr) {
+                self.remove_neighs
+                    .push(Op::DeleteNeigh { dev: dev(), addr });
+            }
+        }
+        for &(mac, dst) in want.fdb.difference(fdb) {
+            self.fdb.push(Op::SetFdb {
+                dev: dev(),
+                mac,
+                dst,
+            });
+        }
+        for &(mac, dst) in fdb.difference(&want.fdb) {
+            // Setting the entry of a MAC replaces the one that it has.
+            if !has_mac(&want.fdb, mac) {
+                self.remove_fdb.push(Op::DeleteFdb {
+                    dev: dev(),
+                    mac,
+                    dst,
+                });
+            }
+        }
+    }
+
+    fn routes(&mut self, observed: &State, desired: &State) {
+        // With a device go its routes.
+        let goes = |dev: &IfName| {
+            let (have, want) = (observed.devices.get(dev), desired.devices.get(dev));
+            have.is_some_and(|have| want.is_none_or(|want| have.kind != want.kind))
+        };
+        // One that is made anew drops them before the new ones are set, one that is taken away
+        // after that.
+        let dropped = |dev: &IfName| goes(dev) && desired.devices.contains_key(dev);
+        for (key, want) in &desired.routes {
+            let have = observed.routes.get(key).filter(|have| !dropped(&have.dev));
+            if have != Some(want) {
+                self.routes.push(Op::SetRoute {
+                    key: *key,
+                    route: want.clone(),
+                });
+            }
+        }
+        for (key, have) in &observed.routes {
+            if !desired.routes.contains_key(key) && !goes(&have.dev) {
+                self.remove_routes.push(Op::DeleteRoute {
+                    key: *key,
+                    route: have.clone(),
+                });
+            }
+        }
+    }
+
+    fn into_ops(self) -> Vec<Op> {
+        [
+            self.links,
+            self.sysctls,
+            self.ups,
+            self.addrs,
+            self.tables,
+            self.neighs,
+            self.fdb,
+            self.routes,
+            self.remove_routes,
+            self.remove_fdb,
+            self.remove_neighs,
+            self.remove_addrs,
+            self.remove_links,
+            self.remove_tables,
+        ]
+        .concat()
+    }
+}
+
+fn has_mac(fdb: &BTreeSet<(Mac, IpAddr)>, mac: Mac) -> bool {
+    let least = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    fdb.range((mac, least)..)
+        .next()
+        .is_some_and(|(next, _)| *next == mac)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! From the kernel's lists to what is ours of them. Here it is decided what flanneld owns, and so
+//! what it may change and delete.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hostnet::netlink::addr::Scope;
+use hostnet::netlink::neigh::NeighState;
+use hostnet::netlink::route::{PROTOCOL_KERNEL, RouteKind, TABLE_MAIN};
+use hostnet::netlink::{self, Addr, FdbEntry, Link, LinkKind, Neigh};
+use hostnet::nft::Table;
+use hostnet::vocab::{IfName, names};
+
+use super::{Device, DeviceKind, Route, RouteKey, State, Vxlan};
+
+/// What was read from the kernel. Lists may hold more than what is ours.
+#[derive(Clone, Debug, Default)]
+pub struct Kernel {
+    /// All links: others are named by routes.
+    pub links: Vec<Link>,
+    /// Addresses, those of our devices at least.
+    pub addrs: Vec<Addr>,
+    /// Routes, those of our devices and our protocol at least. Of several to one destination with
+    /// one metric the first is the one in force, and the only one that is looked at.
+    pub routes: Vec<netlink::Route>,
+    /// Neighbours, those of our devices at least.
+    pub neighs: Vec<Neigh>,
+    /// Forwarding entries, those of our devices at least.
+    pub fdb: Vec<FdbEntry>,
+    /// Switches by their path under `/proc/sys`, those that are desired at least.
+    pub sysctls: BTreeMap<String, String>,
+    /// nft tables of our names.
+    pub tables: Vec<Table>,
+}
+
+/// Whether a device of this name is ours: `flannel.N` or `flannel-v6.N`, as flannel's are.
+pub fn is_our_device(name: &str) -> bool {
+    ["flannel.", "flannel-v6."].iter().any(|prefix| {
+        name.strip_prefix(prefix)
+            .is_some_and(|vni| !vni.is_empty() && vni.bytes().all(|b| b.is_ascii_digit()))
+    })
+}
+
+impl Kernel {
+    /// What is ours.
+    ///
+    /// Of a device of our name: global addresses (a link-local one is the kernel's own), permanent
+    /// neighbours and forwarding entries (others are learned), and unicast routes of the main table
+    /// but those that the kernel made for an address.
+    pub fn ours(&self) -> State {
+        let names: BTreeMap<u32, &IfName> = self
+            .links
+            .iter()
+            .map(|link| (link.index, &link.name))
+            .collect();
+        let mut devices: BTreeMap<u32, Device> = self
+            .links
+            .iter()
+            .filter(|link| is_our_device(&link.name))
+            .map(|link| (link.index, device(link, &names)))
+            .collect();
+        let routes = self.routes(&names, &devices);
+        for addr in &self.addrs {
+            if let Some(device) = devices.get_mut(&addr.link)
+                && addr.scope == Scope::GLOBAL
+            {
+                device.addrs.insert(addr.cidr);
+            }
+        }
+        for neigh in &self.neighs {
+            if let Some(device) = devices.get_mut(&neigh.link)
+                && neigh.state == NeighState::Permanent
+                && let Some(mac) = neigh.mac
+            {
+                device.neighs.insert(neigh.addr, mac);
+            }
+        }
+        for entry in &self.fdb {
+            if let Some(device) = devices.get_mut(&entry.link)
+                && entry.state == NeighState::Permanent
+                && let Some(dst) = entry.dst
+            {
+                device.fdb.insert((entry.mac, dst));
+            }
+        }
+        State {
+            devices: devices
+                .into_iter()
+                .filter_map(|(index, device)| Some(((*names.get(&index)?).clone(), device)))
+                .collect(),
+            routes,
+            sysctls: self.sysctls.clone(),
+            tables: self
+                .tables
+                .iter()
+                .map(|table| (table.id.clone(), table.clone()))
+                .collect(),
+        }
+    }
+
+    fn routes(
+        &self,
+        names: &BTreeMap<u32, &IfName>,
+        devices: &BTreeMap<u32, Device>,
+    ) -> BTreeMap<RouteKey, Route> {
+        let mut routes = BTreeMap::new();
+        for route in &self.routes {
+            let Some((link, dev)) = route.link.and_then(|link| Some((link, *names.get(&link)?)))
+            else {
+                continue;
+            };
+            let ours = match devices.contains_key(&link) {
+                true => route.protocol != PROTOCOL_KERNEL,
+                false => route.protocol == names::ROUTE_PROTOCOL,
+            };
+            if !ours || route.table != TABLE_MAIN || route.kind != RouteKind::Unicast {
+                continue;
+            }
+            let key = RouteKey {
+                dst: route.dst,
+                metric: route.metric,
+            };
+            routes.entry(key).or_insert_with(|| Route {
+                gateway: route.gateway,
+                dev: dev.clone(),
+                onlink: route.onlink,
+                protocol: route.protocol,
+                src: route.src,
+                mtu: route.mtu,
+            });
+        }
+        routes
+    }
+}
+
+fn device(link: &Link, names: &BTreeMap<u32, &IfName>) -> Device {
+    let kind = match &link.kind {
+        LinkKind::Vxlan(vxlan) => DeviceKind::Vxlan(Vxlan {
+            vni: vxlan.vni,
+            port: vxlan.port,
+            local: vxlan.local,
+            parent: vxlan
+                .device
+                .and_then(|index| Some((*names.get(&index)?).clone())),
+            learning: vxlan.learning,
+            gbp: vxlan.gbp,
+        }),
+        other => DeviceKind::Other(other.name().to_owned()),
+    };
+    Device {
+        kind,
+        mac: link.mac,
+        mtu: link.mtu,
+        up: link.up,
+        addrs: BTreeSet::new(),
+        neighs: BTreeMap::new(),
+        fdb: BTreeSet::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
