@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod config;
 #[cfg(test)]
 mod fixtures;
 pub mod health;

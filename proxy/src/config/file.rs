@@ -1,0 +1,131 @@
+//! Owns the form of the configuration file: `KubeProxyConfiguration`, group kubeproxy.config.k8s.io/v1alpha1.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hostnet::vocab::Subnet;
+use serde_json::{Map, Value};
+
+use super::reader::{Fault, Reader};
+use super::values::{self, DetectMode, Mode};
+use crate::plan::NodePortAddresses;
+
+/// What a file says. `None`: it does not say.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct File {
+    pub(super) kubeconfig: Option<PathBuf>,
+    pub(super) hostname: Option<String>,
+    pub(super) mode: Option<Mode>,
+    pub(super) node_ip: Option<IpAddr>,
+    pub(super) metrics: Option<SocketAddr>,
+    pub(super) healthz: Option<SocketAddr>,
+    pub(super) bind_hard_fail: Option<bool>,
+    pub(super) cluster_cidr: Option<Vec<Subnet>>,
+    pub(super) detect_local: Option<DetectMode>,
+    pub(super) node_port_addresses: Option<NodePortAddresses>,
+    pub(super) masquerade_all: Option<bool>,
+    pub(super) sync_period: Option<Duration>,
+    pub(super) min_sync_period: Option<Duration>,
+    pub(super) log_verbosity: Option<u8>,
+    pub(super) log_format: Option<agent::logging::Format>,
+}
+
+/// What a file was found to be.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) file: File,
+    pub(super) faults: Vec<Fault>,
+    /// Fields that are not kube-proxy's.
+    pub(super) unknown: Vec<String>,
+    /// Fields that are kube-proxy's, and change nothing here.
+    pub(super) unused: Vec<String>,
+}
+
+const GROUP: &str = "kubeproxy.config.k8s.io/v1alpha1";
+const KIND: &str = "KubeProxyConfiguration";
+
+/// Fields of kube-proxy's whose job is not there (the kernel's, another platform's or another mode's), or
+/// is done in another way.
+const UNUSED: &[&str] = &[
+    "configSyncPeriod",
+    "conntrack",
+    "enableProfiling",
+    "featureGates",
+    "iptables",
+    "ipvs",
+    "oomScoreAdj",
+    "portRange",
+    "showHiddenMetricsForVersion",
+    "udpIdleTimeout",
+    "winkernel",
+    "windowsRunAsService",
+];
+
+/// Reads a document.
+pub(super) fn read(document: Map<String, Value>) -> Read {
+    let mut r = Reader::new(document);
+    let mut unused = Vec::new();
+    for (field, wanted) in [("apiVersion", GROUP), ("kind", KIND)] {
+        let found: String = r.take(field, "a text").unwrap_or_default();
+        if found != wanted {
+            r.fault(
+                field,
+                format_args!("{found:?}"),
+                format_args!("want {wanted:?}"),
+            );
+        }
+    }
+    let mut file = File {
+        hostname: r.parse("hostnameOverride", values::text),
+        mode: r.parse("mode", values::mode),
+        node_ip: r.parse("bindAddress", values::address),
+        metrics: r.parse("metricsBindAddress", |text| {
+            values::listen(text, super::METRICS.port())
+        }),
+        healthz: r.parse("healthzBindAddress", |text| {
+            values::listen(text, super::HEALTHZ.port())
+        }),
+        bind_hard_fail: r.take("bindAddressHardFail", "true or false"),
+        cluster_cidr: r.parse("clusterCIDR", values::cluster_cidr),
+        detect_local: r.parse("detectLocalMode", values::detect_local),
+        node_port_addresses: node_port_addresses(&mut r),
+        ..File::default()
+    };
+    r.section("clientConnection", |r| {
+        file.kubeconfig = r.parse("kubeconfig", values::text).map(PathBuf::from);
+        unused.extend(r.skip(&["acceptContentTypes", "burst", "contentType", "qps"]));
+    });
+    r.section("nftables", |r| {
+        file.masquerade_all = r.take("masqueradeAll", "true or false");
+        file.sync_period = r
+            .parse("syncPeriod", values::duration)
+            .filter(|period| !period.is_zero());
+        file.min_sync_period = r.parse("minSyncPeriod", values::duration);
+        unused.extend(r.skip(&["masqueradeBit"]));
+    });
+    r.section("detectLocal", |r| {
+        unused.extend(r.skip(&["bridgeInterface", "interfaceNamePrefix"]));
+    });
+    r.section("logging", |r| {
+        file.log_verbosity = r.take("verbosity", "a number from 0 to 255");
+        file.log_format = r.parse("format", values::log_format);
+        unused.extend(r.skip(&["flushFrequency", "options", "vmodule"]));
+    });
+    unused.extend(r.skip(UNUSED));
+    let (faults, unknown) = r.finish();
+    Read {
+        file,
+        faults,
+        unknown,
+        unused,
+    }
+}
+
+fn node_port_addresses(r: &mut Reader) -> Option<NodePortAddresses> {
+    let name = "nodePortAddresses";
+    let texts: Vec<String> = r.take(name, "a list of networks")?;
+    values::node_port_addresses(&texts)
+        .inspect_err(|reason| r.fault(name, format_args!("{texts:?}"), reason))
+        .ok()
+}
