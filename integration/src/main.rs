@@ -1,2 +1,7 @@
-//! Pending.
-fn main() {}
+//! The `lab` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    integration::cli::main()
+}

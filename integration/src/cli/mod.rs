@@ -1,0 +1,134 @@
+//! The `lab` command: its line, and what each subcommand does.
+
+mod look;
+mod start;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use crate::keeper::Keeper;
+use crate::machine::{container, root};
+use crate::registry::{self, LabName};
+use crate::{programs, traffic};
+
+/// A whole cluster on this machine, in namespaces: real API server, real daemons, real packets.
+///
+/// Needs root. Changes nothing on the host: everything lives in namespaces that end with the lab.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Line {
+    #[command(subcommand)]
+    command: Sub,
+}
+
+#[derive(Debug, Subcommand)]
+enum Sub {
+    /// Start a lab and leave it standing: a control plane and nodes with their daemons.
+    Up(start::Up),
+    /// Run a command on a node, in a pod, on the control plane, or outside the cluster.
+    Exec(look::Exec),
+    /// List the pods, with the host's end of each one's cable.
+    Pods(look::Pods),
+    /// Print what the daemons logged.
+    Logs(look::Logs),
+    /// End a lab: nothing of it stays.
+    Down(Down),
+    /// Pid 1 of a lab.
+    #[command(hide = true)]
+    Keeper { name: String },
+    /// The process that holds a machine's namespaces.
+    #[command(hide = true)]
+    Machine {
+        name: String,
+        binaries: PathBuf,
+        assets: PathBuf,
+    },
+    /// A pod's server.
+    #[command(hide = true)]
+    Serve { name: String, port: u16 },
+    /// A DaemonSet's container on a machine.
+    #[command(hide = true)]
+    Container {
+        account: PathBuf,
+        #[arg(trailing_var_arg = true)]
+        argv: Vec<String>,
+    },
+}
+
+/// Which lab.
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// The lab's name.
+    #[arg(short, long, default_value = LabName::DEFAULT, value_parser = lab_name)]
+    lab: LabName,
+}
+
+#[derive(Debug, clap::Args)]
+struct Down {
+    /// The lab's name.
+    #[arg(default_value = LabName::DEFAULT, value_parser = lab_name)]
+    name: LabName,
+    /// All labs that are up.
+    #[arg(long, conflicts_with = "name")]
+    all: bool,
+}
+
+/// Runs the command that the process was given.
+pub fn main() -> ExitCode {
+    let outcome = match Line::parse().command {
+        Sub::Up(up) => up.run(),
+        Sub::Exec(exec) => exec.run(),
+        Sub::Pods(pods) => pods.run(),
+        Sub::Logs(logs) => logs.run(),
+        Sub::Down(down) => down.run(),
+        hidden => run_inside(hidden).map(|()| ExitCode::SUCCESS),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("lab: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// What the lab runs in its own namespaces.
+fn run_inside(command: Sub) -> Result<()> {
+    match command {
+        Sub::Keeper { name } => crate::keeper::serve(&LabName::new(&name)?),
+        Sub::Machine {
+            name,
+            binaries,
+            assets,
+        } => root::hold(&name, &binaries, &assets),
+        Sub::Serve { name, port } => {
+            traffic::serve(&name, port)?;
+            loop {
+                nix::unistd::pause();
+            }
+        }
+        Sub::Container { account, argv } => container::run(&account, &argv),
+        _ => Ok(()),
+    }
+}
+
+impl Down {
+    fn run(&self) -> Result<ExitCode> {
+        programs::check_host()?;
+        let names = match self.all {
+            true => registry::living()?,
+            false => vec![self.name.clone()],
+        };
+        for name in names {
+            Keeper::attach(&name)?
+                .end()
+                .with_context(|| format!("lab {name}"))?;
+        }
+        registry::sweep()?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn lab_name(text: &str) -> Result<LabName, String> {
+    LabName::new(text).map_err(|error| error.to_string())
+}

@@ -1,0 +1,170 @@
+//! Kubernetes' own programs: found where the user has them, in the cache, or built from Go
+//! modules (`integration/k8s/go.mod`, which alone decides the versions).
+
+mod build;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::progress::Progress;
+
+const GO_MOD: &str = include_str!("../../k8s/go.mod");
+
+/// A program of the control plane, or for those who look at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The store.
+    Etcd,
+    /// The API.
+    ApiServer,
+    /// The command for people.
+    Kubectl,
+}
+
+impl Program {
+    /// What a lab cannot do without.
+    pub const CONTROL_PLANE: [Program; 2] = [Program::Etcd, Program::ApiServer];
+
+    /// The file's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Program::Etcd => "etcd",
+            Program::ApiServer => "kube-apiserver",
+            Program::Kubectl => "kubectl",
+        }
+    }
+
+    /// The Go package that it is built from.
+    fn package(self) -> &'static str {
+        match self {
+            Program::Etcd => "go.etcd.io/etcd/server/v3",
+            Program::ApiServer => "k8s.io/kubernetes/cmd/kube-apiserver",
+            Program::Kubectl => "k8s.io/kubernetes/cmd/kubectl",
+        }
+    }
+}
+
+/// The version of Kubernetes that the lab runs, such as `v1.37.2`.
+pub fn version() -> &'static str {
+    required_version("k8s.io/kubernetes")
+}
+
+/// The version of a module in go.mod's `require` lines.
+fn required_version(module: &str) -> &'static str {
+    GO_MOD
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix(module)?.strip_prefix(' '))
+        .find(|rest| rest.starts_with('v'))
+        .and_then(|rest| rest.split(' ').next())
+        .unwrap_or_else(|| panic!("go.mod requires {module}"))
+}
+
+/// The folder that holds the wanted programs: `$KUBEBUILDER_ASSETS` if that is set, else the
+/// user's cache, where what is missing is built first.
+pub fn assets(wanted: &[Program], progress: Progress) -> Result<PathBuf> {
+    match std::env::var_os("KUBEBUILDER_ASSETS") {
+        Some(dir) if !dir.is_empty() => {
+            let dir = PathBuf::from(dir);
+            check_given(&dir, wanted)?;
+            Ok(dir)
+        }
+        _ => {
+            let dir = cache()?;
+            build::missing(&dir, wanted, progress)?;
+            Ok(dir)
+        }
+    }
+}
+
+/// `$XDG_CACHE_HOME/twill/kubernetes-VERSION`: a fresh clone finds it again.
+fn cache() -> Result<PathBuf> {
+    let base = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(dir) if Path::new(&dir).is_absolute() => PathBuf::from(dir),
+        _ => std::env::home_dir()
+            .context("cannot tell where to keep built programs: set XDG_CACHE_HOME")?
+            .join(".cache"),
+    };
+    let etcd = required_version("go.etcd.io/etcd/server/v3");
+    Ok(base
+        .join("twill")
+        .join(format!("kubernetes-{}-etcd-{etcd}", version())))
+}
+
+/// Binaries that the user gave must be there and be of our version: the tests' expectations are
+/// made for that one.
+fn check_given(dir: &Path, wanted: &[Program]) -> Result<()> {
+    for program in wanted {
+        let path = dir.join(program.name());
+        // People's programs are a convenience: what is given may lack them.
+        ensure!(
+            path.is_file() || *program == Program::Kubectl,
+            "KUBEBUILDER_ASSETS={} has no {}: add it, or unset KUBEBUILDER_ASSETS to have it built",
+            dir.display(),
+            program.name()
+        );
+    }
+    let path = dir.join(Program::ApiServer.name());
+    let output = Command::new(&path)
+        .arg("--version")
+        .output()
+        .with_context(|| format!("cannot run {}", path.display()))?;
+    let found = String::from_utf8_lossy(&output.stdout);
+    let found = found.trim().trim_start_matches("Kubernetes ");
+    ensure!(
+        found == version(),
+        "{} is version {found}, the lab needs {}: replace it, or unset KUBEBUILDER_ASSETS to have it built",
+        path.display(),
+        version()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn given(apiserver: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, script) in [("etcd", ""), ("kube-apiserver", apiserver)] {
+            let path = dir.path().join(name);
+            #[expect(clippy::disallowed_methods, reason = "a test's own file")]
+            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn versions_come_from_go_mod() {
+        assert!(version().starts_with("v1."), "{}", version());
+        assert!(required_version("go.etcd.io/etcd/server/v3").starts_with("v3."));
+    }
+
+    #[test]
+    fn given_binaries_of_another_version_are_refused_in_one_line() {
+        let dir = given("echo Kubernetes v1.19.0");
+        let error = check_given(dir.path(), &Program::CONTROL_PLANE)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("is version v1.19.0, the lab needs v1."),
+            "{error}"
+        );
+        assert!(!error.contains('\n'));
+        let dir = given(&format!("echo Kubernetes {}", version()));
+        check_given(dir.path(), &Program::CONTROL_PLANE).unwrap();
+    }
+
+    #[test]
+    fn a_given_folder_without_a_binary_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = check_given(dir.path(), &Program::CONTROL_PLANE)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("has no etcd"), "{error}");
+    }
+}

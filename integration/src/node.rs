@@ -1,0 +1,201 @@
+//! A node: a machine with the daemons that Twill runs on it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::Api;
+use kube::api::PostParams;
+use nix::sys::signal::Signal;
+
+use crate::control_plane::{self, ControlPlane};
+use crate::http;
+use crate::machine::Machine;
+use crate::machine::root::BINARIES;
+use crate::underlay::{self, Seat};
+use crate::wait;
+
+const NAMESPACE: &str = "kube-system";
+
+/// Where flanneld's pod has its configuration mounted.
+const NET_CONF: &str = "/etc/kube-flannel/net-conf.json";
+
+/// A daemon of Twill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Daemon {
+    /// Subnets and routes between nodes.
+    Flanneld,
+    /// Services.
+    Proxy,
+}
+
+impl Daemon {
+    /// Both, in the order in which they are started.
+    pub const ALL: [Daemon; 2] = [Daemon::Flanneld, Daemon::Proxy];
+
+    /// The binary's name, and the ServiceAccount's.
+    pub fn name(self) -> &'static str {
+        match self {
+            Daemon::Flanneld => "flanneld",
+            Daemon::Proxy => "twill-proxy",
+        }
+    }
+
+    /// What it answers 200 to once it has done its work.
+    fn readiness(self) -> (u16, &'static str) {
+        match self {
+            Daemon::Flanneld => (8081, "/readyz"),
+            Daemon::Proxy => (10256, "/healthz"),
+        }
+    }
+
+    fn arguments(self, node: &str) -> Vec<String> {
+        match self {
+            Daemon::Flanneld => vec!["--kube-subnet-mgr".into(), "--ip-masq".into()],
+            Daemon::Proxy => vec![
+                format!("--hostname-override={node}"),
+                "--cluster-cidr=10.244.0.0/16".into(),
+            ],
+        }
+    }
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug)]
+pub struct Node {
+    machine: Machine,
+    seat: Seat,
+}
+
+impl Node {
+    pub(crate) fn new(machine: Machine, seat: Seat) -> Node {
+        Node { machine, seat }
+    }
+
+    /// Its machine.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Its name, as machine and as Node object.
+    pub fn name(&self) -> &str {
+        self.machine.name()
+    }
+
+    /// Its IPv4 address.
+    pub fn ip(&self) -> IpAddr {
+        self.seat.v4().into()
+    }
+
+    /// Its IPv6 address.
+    pub fn ip6(&self) -> IpAddr {
+        self.seat.v6().into()
+    }
+
+    /// Gives a daemon what its pod would mount: the ServiceAccount's token, made by the API for
+    /// this purpose, the cluster's CA, and the configuration.
+    pub fn provide(
+        &self,
+        daemon: Daemon,
+        control_plane: &ControlPlane,
+        net_conf: &str,
+    ) -> Result<()> {
+        let token = token(control_plane, daemon.name())?;
+        let account = account_dir(daemon);
+        self.machine.write(&format!("{account}/token"), &token)?;
+        self.machine
+            .write(&format!("{account}/ca.crt"), &control_plane.ca)?;
+        self.machine
+            .write(&format!("{account}/namespace"), NAMESPACE)?;
+        if daemon == Daemon::Flanneld {
+            self.machine.write(NET_CONF, net_conf)?;
+        }
+        Ok(())
+    }
+
+    /// Starts a daemon as its DaemonSet's pod. It must have been [provided](Node::provide) for.
+    pub fn start(&self, daemon: Daemon) -> Result<()> {
+        let name = daemon.name();
+        let lab = format!("{BINARIES}/lab");
+        let binary = format!("{BINARIES}/{name}");
+        let account = account_dir(daemon);
+        let arguments = daemon.arguments(self.name());
+        let mut argv = vec![lab.as_str(), "container", &account, "--", &binary];
+        argv.extend(arguments.iter().map(String::as_str));
+        let host = Seat::ControlPlane.v4().to_string();
+        let env = [
+            ("KUBERNETES_SERVICE_HOST", host.as_str()),
+            ("KUBERNETES_SERVICE_PORT", &control_plane::PORT.to_string()),
+            ("NODE_NAME", self.name()),
+            ("POD_NAME", &format!("{name}-{}", self.name())),
+            ("POD_NAMESPACE", NAMESPACE),
+        ];
+        self.machine.spawn(name, &argv, &env)
+    }
+
+    /// Waits until a running daemon says that it is ready.
+    pub fn wait_ready(&self, daemon: Daemon) -> Result<()> {
+        let (port, path) = daemon.readiness();
+        let name = self.process(daemon);
+        wait::until(&format!("readiness of {name}"), wait::PATIENCE, || {
+            self.machine.keeper().running(&name)?;
+            let server = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            let response = http::get(self.machine.netns(), server, path);
+            Ok(response.and_then(|response| {
+                wait::holds(
+                    response.status == 200,
+                    &format!("{path}: {}", response.body.trim()),
+                )
+            }))
+        })
+        .with_context(|| format!("see {}", self.machine.log(daemon.name()).display()))
+    }
+
+    /// Sends a signal to a running daemon and waits for its end.
+    pub fn stop(&self, daemon: Daemon, signal: Signal) -> Result<()> {
+        let name = self.process(daemon);
+        let keeper = self.machine.keeper();
+        keeper.signal(&name, signal)?;
+        keeper.wait_ended(&name)
+    }
+
+    /// What a daemon has logged so far.
+    pub fn log(&self, daemon: Daemon) -> String {
+        std::fs::read_to_string(self.machine.log(daemon.name())).unwrap_or_default()
+    }
+
+    /// Pulls the node's cable to the underlay, or plugs it in again.
+    pub fn set_cable(&self, plugged: bool) -> Result<()> {
+        underlay::set_cable(self.machine.keeper(), self.seat, plugged)
+    }
+
+    fn process(&self, daemon: Daemon) -> String {
+        format!("{}/{}", self.name(), daemon.name())
+    }
+}
+
+fn account_dir(daemon: Daemon) -> String {
+    format!("/var/lib/kubelet/accounts/{}", daemon.name())
+}
+
+fn token(control_plane: &ControlPlane, account: &'static str) -> Result<String> {
+    let request = TokenRequest {
+        spec: TokenRequestSpec {
+            // A lab that is kept is used for a day at most.
+            expiration_seconds: Some(24 * 3600),
+            ..TokenRequestSpec::default()
+        },
+        ..TokenRequest::default()
+    };
+    let answer = control_plane.api.call(async move |client| {
+        Api::<ServiceAccount>::namespaced(client, NAMESPACE)
+            .create_token_request(account, &PostParams::default(), &request)
+            .await
+    });
+    let answer = answer.with_context(|| format!("no token for ServiceAccount {account}"))?;
+    Ok(answer
+        .status
+        .context("a token request without a token")?
+        .token)
+}
