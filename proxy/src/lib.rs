@@ -5,8 +5,11 @@ pub mod backend;
 pub mod config;
 #[cfg(test)]
 mod fixtures;
+pub mod foreign;
 pub mod health;
 pub mod index;
+pub mod interfaces;
 pub mod metrics;
 pub mod plan;
+pub mod run;
 pub mod sync;

@@ -1,0 +1,309 @@
+//! The daemon's loop: watches and kernel events mark what is dirty, passes put it right.
+//!
+//! ```text
+//!  Services, EndpointSlices, this Node ─▶ index ┐
+//!  addresses of interfaces ────────────▶ plan   ├─▶ pacer ─▶ pass ─▶ backend ─▶ kernel
+//!  foreign changes to our rules ─────────────── ┘                                 │
+//!        ▲                                                                        │
+//!        └────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! No pass runs before all kinds of objects have been listed: rules from half of them would cut off what
+//! works. So a restart changes nothing in the kernel, and while the API is away the last rules stay.
+
+use std::time::Duration;
+
+use agent::sync::{Options, Pacer, Pass};
+use agent::watch::{Delta, Selector, deltas};
+use futures::stream::{BoxStream, StreamExt, select};
+use hostnet::nft;
+use k8s_openapi::jiff::Timestamp;
+use kube::{Api, Client};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::Backend;
+use crate::foreign::Foreign;
+use crate::health::Health;
+use crate::index::{Index, Update};
+use crate::interfaces::{self, Interfaces};
+use crate::metrics::Metrics;
+use crate::sync::Syncer;
+
+/// Services of another proxy are not even sent to us.
+const SERVICES: &str = "!service.kubernetes.io/service-proxy-name";
+/// Slices of headless Services have no rules.
+const SLICES: &str = "!service.kubernetes.io/headless";
+/// How long what nothing leads to any more stays for packets that are on their way.
+const TICK: Duration = Duration::from_millis(250);
+/// The first wait after a failed pass, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+
+/// What the API tells of everything that rules come from, on a Node of that name.
+pub fn updates(client: &Client, node: &str) -> BoxStream<'static, Update> {
+    let by_label = |labels: &str| Selector {
+        labels: Some(labels.into()),
+        fields: None,
+    };
+    let this_node = Selector {
+        labels: None,
+        fields: Some(format!("metadata.name={node}")),
+    };
+    let services = deltas(Api::all(client.clone()), &by_label(SERVICES)).map(Update::Service);
+    let slices = deltas(Api::all(client.clone()), &by_label(SLICES)).map(Update::Slice);
+    let node = deltas(Api::all(client.clone()), &this_node).map(Update::Node);
+    select(services, select(slices, node)).boxed()
+}
+
+/// The loop's state.
+#[derive(Debug)]
+pub struct Runner<B> {
+    index: Index,
+    syncer: Syncer<B>,
+    pacer: Pacer,
+    interfaces: Option<Interfaces>,
+    foreign: Option<Foreign>,
+    tick_at: Option<Instant>,
+    health: watch::Sender<Health>,
+    metrics: Metrics,
+}
+
+/// How often passes run.
+#[derive(Clone, Copy, Debug)]
+pub struct Periods {
+    /// Everything is compared with the kernel.
+    pub full: Duration,
+    /// The least time between two passes.
+    pub least: Duration,
+}
+
+impl<B: Backend> Runner<B> {
+    /// A loop that programs `syncer`'s backend for the Node of that name. Watches the interfaces'
+    /// addresses where node ports go by them. Needs the runtime.
+    ///
+    /// # Errors
+    /// The kernel does not tell of its addresses.
+    pub fn new(
+        node: &str,
+        mut syncer: Syncer<B>,
+        periods: Periods,
+        health: watch::Sender<Health>,
+        metrics: Metrics,
+    ) -> Result<Self, interfaces::Error> {
+        let wanted = syncer
+            .planner()
+            .settings()
+            .node_port_addresses
+            .needs_interfaces();
+        let mut interfaces = if wanted {
+            Some(Interfaces::watch()?)
+        } else {
+            None
+        };
+        if let Some(interfaces) = &mut interfaces {
+            syncer.planner().set_interfaces(interfaces.list()?);
+        }
+        Ok(Self {
+            index: Index::new(node),
+            syncer,
+            pacer: Pacer::new(Options {
+                min_interval: periods.least,
+                full_every: periods.full,
+                retry: RETRY.0,
+                retry_max: RETRY.1,
+            }),
+            interfaces,
+            foreign: None,
+            tick_at: None,
+            health,
+            metrics,
+        })
+    }
+
+    /// Runs until `stop` is cancelled. What is in the kernel stays there.
+    pub async fn run(mut self, mut updates: BoxStream<'static, Update>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                // What was told goes before passes, so that one pass serves all of it.
+                biased;
+                () = stop.cancelled() => return,
+                Some(update) = updates.next() => self.fold(update),
+                change = next_change(&mut self.foreign) => self.heed(change),
+                () = addresses_changed(&mut self.interfaces) => {
+                    tracing::info!("addresses of this node's interfaces changed");
+                    self.list_addresses();
+                    self.mark();
+                }
+                pass = self.pacer.due(), if self.index.is_complete() => self.pass(pass),
+                () = sleep_until(self.tick_at.unwrap_or_else(Instant::now)), if self.tick_at.is_some() => {
+                    self.tick();
+                }
+            }
+        }
+    }
+
+    fn fold(&mut self, update: Update) {
+        let (services, slices) = match &update {
+            Update::Service(Delta::Upsert(_) | Delta::Remove(_)) => (1, 0),
+            Update::Slice(Delta::Upsert(_) | Delta::Remove(_)) => (0, 1),
+            _ => (0, 0),
+        };
+        self.metrics.queued(services, slices);
+        let was_complete = self.index.is_complete();
+        self.index.update(update);
+        if self.index.is_complete() {
+            if !was_complete {
+                self.tell_of_the_start();
+            }
+            self.mark();
+        }
+    }
+
+    fn tell_of_the_start(&self) {
+        let (services, node) = (self.index.names().count(), self.index.this_node());
+        tracing::info!(
+            services,
+            node,
+            "all Services, EndpointSlices and this Node are listed"
+        );
+        if self.index.node().is_none() {
+            tracing::warn!(
+                node,
+                "there is no Node of this name, so node ports answer nowhere: is --hostname-override right?"
+            );
+        }
+    }
+
+    fn mark(&mut self) {
+        self.pacer.mark();
+        self.health.send_if_modified(|health| {
+            let pending = health.pending_since.is_none();
+            if pending {
+                health.pending_since = Some(Timestamp::now());
+            }
+            pending
+        });
+    }
+
+    fn heed(&mut self, change: Result<nft::Change, nft::Error>) {
+        match change {
+            Ok(change) if !self.syncer.backend().is_disturbed_by(&change) => return,
+            Ok(change) => tracing::warn!(
+                process = change.process.as_deref().unwrap_or("unknown"),
+                pid = change.pid,
+                generation = change.generation,
+                "our rules were changed by someone else: repairing"
+            ),
+            Err(nft::Error::Overrun) => {
+                tracing::debug!("missed some changes to nf_tables: comparing everything");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot watch nf_tables until the next full pass");
+                self.foreign = None;
+                return;
+            }
+        }
+        self.pacer.mark_full();
+    }
+
+    fn list_addresses(&mut self) {
+        match self.interfaces.as_mut().map(Interfaces::list) {
+            Some(Ok(addresses)) => self.syncer.planner().set_interfaces(addresses),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "node ports stay at the addresses as last known")
+            }
+            None => {}
+        }
+    }
+
+    fn pass(&mut self, pass: Pass) {
+        if pass == Pass::Full {
+            self.list_addresses();
+        }
+        // The kernel may take a while over a large change; other tasks (health) go on meanwhile.
+        let result = tokio::task::block_in_place(|| self.syncer.pass(&mut self.index, pass));
+        self.pacer.finished(pass, result.is_ok());
+        match result {
+            Ok(()) => {
+                if pass == Pass::Full {
+                    self.watch_others();
+                }
+                let node_leaving = self.index.node().is_some_and(|node| node.leaving);
+                self.health.send_replace(Health {
+                    last_updated: Some(Timestamp::now()),
+                    pending_since: None,
+                    node_leaving,
+                });
+            }
+            Err(error) => {
+                let failures = self.pacer.failures();
+                tracing::error!(
+                    error = chain(&error),
+                    failures,
+                    "rules could not be programmed: will retry"
+                );
+            }
+        }
+        self.plan_tick();
+    }
+
+    /// Begins to heed foreign changes, after the first load: notices of our own would make that slow.
+    /// What was changed before the subscription is found by one more comparison.
+    fn watch_others(&mut self) {
+        if self.foreign.is_none() {
+            match Foreign::watch() {
+                Ok(foreign) => {
+                    self.foreign = Some(foreign);
+                    self.pacer.mark_full();
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot watch nf_tables until the next full pass");
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        if let Err(error) = tokio::task::block_in_place(|| self.syncer.tick()) {
+            tracing::error!(
+                error = chain(&error),
+                "leftovers could not be removed: comparing everything"
+            );
+            self.pacer.mark_full();
+        }
+        self.tick_at = None;
+        self.plan_tick();
+    }
+
+    fn plan_tick(&mut self) {
+        if self.syncer.unfinished() {
+            self.tick_at.get_or_insert_with(|| Instant::now() + TICK);
+        } else {
+            self.tick_at = None;
+        }
+    }
+}
+
+async fn next_change(foreign: &mut Option<Foreign>) -> Result<nft::Change, nft::Error> {
+    match foreign {
+        Some(foreign) => foreign.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn addresses_changed(interfaces: &mut Option<Interfaces>) {
+    match interfaces {
+        Some(interfaces) => interfaces.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// An error with its sources, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for source in std::iter::successors(error.source(), |error| error.source()) {
+        text = format!("{text}: {source}");
+    }
+    text
+}
