@@ -15,7 +15,6 @@ use serde_json::json;
 
 use crate::api::ClusterApi;
 use crate::control_plane::{self, ControlPlane};
-use crate::k8s::{self, Program};
 use crate::keeper::Keeper;
 use crate::machine::Machine;
 use crate::node::{Daemon, Node};
@@ -25,6 +24,7 @@ use crate::registry::{Claim, LabName};
 use crate::sandbox::{PodName, Sandbox};
 use crate::traffic::{self, Transport};
 use crate::underlay::{self, Seat};
+use crate::upstream::{self, Module, Program};
 use crate::{manifests, programs, wait};
 
 /// The machine of the client that is no part of the cluster.
@@ -119,7 +119,7 @@ impl Builder {
         let name = self.name.map_or_else(anonymous, Ok)?;
         let claim = Claim::new(&name)?;
         let binaries = programs::binaries()?;
-        let assets = k8s::assets(&self.programs, self.progress)?;
+        let assets = upstream::assets(Module::Kubernetes, &self.programs, self.progress)?;
 
         let step = self
             .progress

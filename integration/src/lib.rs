@@ -25,7 +25,6 @@ pub mod cli;
 pub mod control_plane;
 pub mod http;
 pub mod inspect;
-pub mod k8s;
 pub mod keeper;
 pub mod lab;
 pub mod machine;
@@ -38,6 +37,7 @@ pub mod registry;
 pub mod sandbox;
 pub mod traffic;
 pub mod underlay;
+pub mod upstream;
 pub mod wait;
 
 pub use lab::{Lab, Pod};

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use hostnet::vocab::Subnet;
 
-use crate::k8s::Program;
 use crate::lab::{Builder, Lab};
 use crate::progress::Progress;
 use crate::registry::LabName;
 use crate::underlay::Seat;
+use crate::upstream::Program;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Up {

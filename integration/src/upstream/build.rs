@@ -1,4 +1,4 @@
-//! Builds Kubernetes' programs with Go, once per machine: into the cache, one after another
+//! Builds programs with Go, once per machine: into the cache, one after another
 //! (a build uses all cores by itself), each moved into place whole.
 
 use std::fs::File;
@@ -7,13 +7,16 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use super::Program;
+use super::{Module, Program};
 use crate::progress::Progress;
 
-const MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/k8s");
-
 /// Builds those of `wanted` that `dir` lacks. Two processes do not build at once.
-pub(super) fn missing(dir: &Path, wanted: &[Program], progress: Progress) -> Result<()> {
+pub(super) fn missing(
+    module: Module,
+    dir: &Path,
+    wanted: &[Program],
+    progress: Progress,
+) -> Result<()> {
     let lacks = |program: &&Program| !dir.join(program.name()).is_file();
     if !wanted.iter().any(|program| lacks(&program)) {
         return Ok(());
@@ -22,7 +25,7 @@ pub(super) fn missing(dir: &Path, wanted: &[Program], progress: Progress) -> Res
     let _lock = lock(dir, progress)?;
     // Another process may have built them while we waited.
     for program in wanted.iter().filter(lacks) {
-        build(*program, dir, progress)?;
+        build(module, *program, dir, progress)?;
     }
     Ok(())
 }
@@ -32,24 +35,27 @@ fn lock(dir: &Path, progress: Progress) -> Result<File> {
     let failed = || format!("cannot lock {}", path.display());
     let lock = File::create(&path).with_context(failed)?;
     if lock.try_lock().is_err() {
-        let waiting = progress.step("waiting for another process that builds Kubernetes' programs");
+        let waiting = progress.step("waiting for another process that builds the same programs");
         lock.lock().with_context(failed)?;
         waiting.done();
     }
     Ok(lock)
 }
 
-fn build(program: Program, dir: &Path, progress: Progress) -> Result<()> {
+fn build(module: Module, program: Program, dir: &Path, progress: Progress) -> Result<()> {
     let name = program.name();
-    let version = super::version();
-    let step = progress.step(format!("building {name} (once; Kubernetes {version})"));
+    let step = progress.step(format!(
+        "building {name} (once; {} {})",
+        module.name(),
+        module.version()
+    ));
     let unfinished = dir.join(format!(".{name}.new"));
     let output = Command::new("go")
-        .args(["build", "-trimpath", "-ldflags", &ldflags(version)])
+        .args(["build", "-trimpath", "-ldflags", &ldflags(module)])
         .arg("-o")
         .arg(&unfinished)
         .arg(program.package())
-        .current_dir(MODULE)
+        .current_dir(module.dir())
         .env("CGO_ENABLED", "0")
         .stdin(Stdio::null())
         .output()
@@ -66,13 +72,17 @@ fn build(program: Program, dir: &Path, progress: Progress) -> Result<()> {
 }
 
 /// Kubernetes' programs learn their version from the linker.
-fn ldflags(version: &str) -> String {
+fn ldflags(module: Module) -> String {
+    let version = module.version();
     let numbers: Vec<_> = version.trim_start_matches('v').split('.').collect();
     let (major, minor) = (numbers[0], numbers[1]);
     let component = "k8s.io/component-base/version";
-    format!(
-        "-s -w -X {component}.gitVersion={version} -X {component}.gitMajor={major} \
-         -X {component}.gitMinor={minor} -X {component}.gitTreeState=clean \
-         -X k8s.io/client-go/pkg/version.gitVersion={version}"
-    )
+    match module {
+        Module::Kubernetes => format!(
+            "-s -w -X {component}.gitVersion={version} -X {component}.gitMajor={major} \
+             -X {component}.gitMinor={minor} -X {component}.gitTreeState=clean \
+             -X k8s.io/client-go/pkg/version.gitVersion={version}"
+        ),
+        Module::CniPlugins => "-s -w".to_owned(),
+    }
 }

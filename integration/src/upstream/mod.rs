@@ -1,5 +1,5 @@
-//! Kubernetes' own programs: found where the user has them, in the cache, or built from Go
-//! modules (`integration/k8s/go.mod`, which alone decides the versions).
+//! Other projects' programs: found where the user has them, in the cache, or built from Go
+//! modules, whose `go.mod` alone decides the versions.
 
 mod build;
 
@@ -10,9 +10,60 @@ use anyhow::{Context, Result, ensure};
 
 use crate::progress::Progress;
 
-const GO_MOD: &str = include_str!("../../k8s/go.mod");
+/// A Go module of ours that names the programs of one project.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Module {
+    /// etcd and Kubernetes: `integration/k8s`.
+    Kubernetes,
+    /// The reference CNI plugins: `integration/cni-plugins`.
+    CniPlugins,
+}
 
-/// A program of the control plane, or for those who look at it.
+impl Module {
+    /// The project's name, for people and for the cache.
+    fn name(self) -> &'static str {
+        match self {
+            Module::Kubernetes => "kubernetes",
+            Module::CniPlugins => "cni-plugins",
+        }
+    }
+
+    /// Its version, such as `v1.37.2`.
+    fn version(self) -> &'static str {
+        self.required("k8s.io/kubernetes")
+            .or_else(|| self.required("github.com/containernetworking/plugins"))
+            .unwrap_or_else(|| panic!("go.mod of {} requires none of its programs", self.name()))
+    }
+
+    /// The version of a module in the `require` lines of go.mod.
+    fn required(self, module: &str) -> Option<&'static str> {
+        let lines = self.go_mod().lines().map(str::trim);
+        lines
+            .filter_map(|line| {
+                let line = line.strip_prefix("require ").unwrap_or(line);
+                line.strip_prefix(module)?.strip_prefix(' ')
+            })
+            .find(|rest| rest.starts_with('v'))
+            .and_then(|rest| rest.split(' ').next())
+    }
+
+    fn go_mod(self) -> &'static str {
+        match self {
+            Module::Kubernetes => include_str!("../../k8s/go.mod"),
+            Module::CniPlugins => include_str!("../../cni-plugins/go.mod"),
+        }
+    }
+
+    /// The folder of its go.mod.
+    fn dir(self) -> &'static str {
+        match self {
+            Module::Kubernetes => concat!(env!("CARGO_MANIFEST_DIR"), "/k8s"),
+            Module::CniPlugins => concat!(env!("CARGO_MANIFEST_DIR"), "/cni-plugins"),
+        }
+    }
+}
+
+/// A program of another project.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// The store.
@@ -21,6 +72,10 @@ pub enum Program {
     ApiServer,
     /// The command for people.
     Kubectl,
+    /// The reference plugin that does what `twill-cni` does, save for addresses.
+    Bridge,
+    /// The reference plugin for addresses.
+    HostLocal,
 }
 
 impl Program {
@@ -33,6 +88,8 @@ impl Program {
             Program::Etcd => "etcd",
             Program::ApiServer => "kube-apiserver",
             Program::Kubectl => "kubectl",
+            Program::Bridge => "bridge",
+            Program::HostLocal => "host-local",
         }
     }
 
@@ -42,54 +99,52 @@ impl Program {
             Program::Etcd => "go.etcd.io/etcd/server/v3",
             Program::ApiServer => "k8s.io/kubernetes/cmd/kube-apiserver",
             Program::Kubectl => "k8s.io/kubernetes/cmd/kubectl",
+            Program::Bridge => "github.com/containernetworking/plugins/plugins/main/bridge",
+            Program::HostLocal => "github.com/containernetworking/plugins/plugins/ipam/host-local",
         }
     }
 }
 
 /// The version of Kubernetes that the lab runs, such as `v1.37.2`.
 pub fn version() -> &'static str {
-    required_version("k8s.io/kubernetes")
+    Module::Kubernetes.version()
 }
 
-/// The version of a module in go.mod's `require` lines.
-fn required_version(module: &str) -> &'static str {
-    GO_MOD
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix(module)?.strip_prefix(' '))
-        .find(|rest| rest.starts_with('v'))
-        .and_then(|rest| rest.split(' ').next())
-        .unwrap_or_else(|| panic!("go.mod requires {module}"))
-}
-
-/// The folder that holds the wanted programs: `$KUBEBUILDER_ASSETS` if that is set, else the
-/// user's cache, where what is missing is built first.
-pub fn assets(wanted: &[Program], progress: Progress) -> Result<PathBuf> {
-    match std::env::var_os("KUBEBUILDER_ASSETS") {
+/// The folder that holds the wanted programs of a project: for Kubernetes `$KUBEBUILDER_ASSETS`
+/// if that is set; else the user's cache, where what is missing is built first.
+pub fn assets(module: Module, wanted: &[Program], progress: Progress) -> Result<PathBuf> {
+    let given = match module {
+        Module::Kubernetes => std::env::var_os("KUBEBUILDER_ASSETS"),
+        Module::CniPlugins => None,
+    };
+    match given {
         Some(dir) if !dir.is_empty() => {
             let dir = PathBuf::from(dir);
             check_given(&dir, wanted)?;
             Ok(dir)
         }
         _ => {
-            let dir = cache()?;
-            build::missing(&dir, wanted, progress)?;
+            let dir = cache(module)?;
+            build::missing(module, &dir, wanted, progress)?;
             Ok(dir)
         }
     }
 }
 
-/// `$XDG_CACHE_HOME/twill/kubernetes-VERSION`: a fresh clone finds it again.
-fn cache() -> Result<PathBuf> {
+/// `$XDG_CACHE_HOME/twill/PROJECT-VERSION`: a fresh clone finds it again.
+fn cache(module: Module) -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME") {
         Some(dir) if Path::new(&dir).is_absolute() => PathBuf::from(dir),
         _ => std::env::home_dir()
             .context("cannot tell where to keep built programs: set XDG_CACHE_HOME")?
             .join(".cache"),
     };
-    let etcd = required_version("go.etcd.io/etcd/server/v3");
-    Ok(base
-        .join("twill")
-        .join(format!("kubernetes-{}-etcd-{etcd}", version())))
+    let mut folder = format!("{}-{}", module.name(), module.version());
+    if let Some(etcd) = module.required("go.etcd.io/etcd/server/v3") {
+        folder.push_str("-etcd-");
+        folder.push_str(etcd);
+    }
+    Ok(base.join("twill").join(folder))
 }
 
 /// Binaries that the user gave must be there and be of our version: the tests' expectations are
@@ -141,7 +196,9 @@ mod tests {
     #[test]
     fn versions_come_from_go_mod() {
         assert!(version().starts_with("v1."), "{}", version());
-        assert!(required_version("go.etcd.io/etcd/server/v3").starts_with("v3."));
+        assert!(Module::CniPlugins.version().starts_with("v1."));
+        let etcd = Module::Kubernetes.required("go.etcd.io/etcd/server/v3");
+        assert!(etcd.unwrap().starts_with("v3."));
     }
 
     #[test]
