@@ -12,13 +12,16 @@
 //! left behind is mended whatever happened to it.
 #![forbid(unsafe_code)]
 
+pub mod announce;
 pub mod backend;
 mod by_family;
 pub mod config;
 pub mod desired;
 pub mod diff;
 pub mod iface;
+pub mod lease;
 pub mod masquerade;
+pub mod node;
 pub mod peers;
 pub mod state;
 
