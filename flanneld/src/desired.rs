@@ -30,8 +30,8 @@ pub fn desired(inputs: &Inputs<'_>) -> State {
     let mut state = State::default();
     for (family, own) in inputs.own.iter() {
         let forwarding = match family {
-            Family::V4 => "net/ipv4/ip_forward",
-            Family::V6 => "net/ipv6/conf/all/forwarding",
+            Family::V4 => "ipv4/ip_forward",
+            Family::V6 => "ipv6/conf/all/forwarding",
         };
         state.sysctls.insert(forwarding.to_owned(), "1".to_owned());
         let peers = inputs

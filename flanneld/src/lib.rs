@@ -18,6 +18,8 @@ mod by_family;
 pub mod config;
 pub mod desired;
 pub mod diff;
+#[cfg(test)]
+mod fixture;
 pub mod iface;
 pub mod lease;
 pub mod masquerade;

@@ -77,7 +77,7 @@ pub(super) fn program<'a>(
     };
     if family == Family::V6 {
         // The tunnel has no routers: what is announced there is not meant for this host.
-        let accept_ra = format!("net/ipv6/conf/{name}/accept_ra");
+        let accept_ra = format!("ipv6/conf/{name}/accept_ra");
         state.sysctls.insert(accept_ra, "0".to_owned());
     }
     let mut neighs = BTreeMap::new();

@@ -1,8 +1,8 @@
 //! From what is to what shall be: the operations in order.
 //!
 //! Adds come before removes, so that packets have a way at each moment: links, switches, addresses,
-//! tables, then for the peers neighbours, forwarding entries and last the routes that need them;
-//! then the removes, the other way round. The one exception is a device whose settings the kernel
+//! tables, then for the peers forwarding entries, the neighbours that lead to them, and last the
+//! routes that lead to these; then the removes, the other way round. The one exception is a device whose settings the kernel
 //! does not change: it goes before its successor of the same name comes, and all that lay on it is
 //! put back.
 
@@ -77,12 +77,12 @@ struct Plan {
     ups: Vec<Op>,
     addrs: Vec<Op>,
     tables: Vec<Op>,
-    neighs: Vec<Op>,
     fdb: Vec<Op>,
+    neighs: Vec<Op>,
     routes: Vec<Op>,
     remove_routes: Vec<Op>,
-    remove_fdb: Vec<Op>,
     remove_neighs: Vec<Op>,
+    remove_fdb: Vec<Op>,
     remove_addrs: Vec<Op>,
     remove_links: Vec<Op>,
     remove_tables: Vec<Op>,
@@ -191,12 +191,12 @@ impl Plan {
             self.ups,
             self.addrs,
             self.tables,
-            self.neighs,
             self.fdb,
+            self.neighs,
             self.routes,
             self.remove_routes,
-            self.remove_fdb,
             self.remove_neighs,
+            self.remove_fdb,
             self.remove_addrs,
             self.remove_links,
             self.remove_tables,

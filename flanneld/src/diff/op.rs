@@ -49,7 +49,7 @@ pub enum Op {
     },
     /// Sets a switch of the kernel.
     SetSysctl {
-        /// Its path under `/proc/sys`.
+        /// Its path below `/proc/sys/net`.
         key: String,
         /// Its value.
         value: String,
@@ -159,7 +159,7 @@ impl fmt::Display for Op {
             Op::SetMac { dev, mac } => write!(f, "ip link set {dev} address {mac}"),
             Op::SetMtu { dev, mtu } => write!(f, "ip link set {dev} mtu {mtu}"),
             Op::SetUp { dev } => write!(f, "ip link set {dev} up"),
-            Op::SetSysctl { key, value } => write!(f, "sysctl -w {key}={value}"),
+            Op::SetSysctl { key, value } => write!(f, "sysctl -w net/{key}={value}"),
             Op::AddAddr { dev, addr } => {
                 write!(f, "ip addr add {addr} dev {dev}")?;
                 match addr.family() {

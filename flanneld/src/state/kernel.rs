@@ -26,7 +26,7 @@ pub struct Kernel {
     pub neighs: Vec<Neigh>,
     /// Forwarding entries, those of our devices at least.
     pub fdb: Vec<FdbEntry>,
-    /// Switches by their path under `/proc/sys`, those that are desired at least.
+    /// Switches by their path below `/proc/sys/net`, those that are desired at least.
     pub sysctls: BTreeMap<String, String>,
     /// nft tables of our names.
     pub tables: Vec<Table>,

@@ -23,7 +23,7 @@ pub struct State {
     /// Routes of the main table: those by our devices, and those with our protocol number
     /// ([`ROUTE_PROTOCOL`](hostnet::vocab::names::ROUTE_PROTOCOL)) by others.
     pub routes: BTreeMap<RouteKey, Route>,
-    /// Switches by their path under `/proc/sys`, such as `net/ipv4/ip_forward`. Observed are those
+    /// Switches by their path below `/proc/sys/net`, such as `ipv4/ip_forward`. Observed are those
     /// that are desired; one that does not exist is absent.
     pub sysctls: BTreeMap<String, String>,
     /// Our nft tables.
