@@ -1,0 +1,49 @@
+# Twill's tasks. `make` alone lists them.
+#
+# demo and test do all that a Debian machine with Rust and Go needs, packages included. What takes
+# long is kept in the user's cache, so that a fresh clone finds it again.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench dist clean prepare
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/twill
+DENY_VERSION := 0.20.2
+DENY := $(CACHE)/tools/bin/cargo-deny
+TARGET := x86_64-unknown-linux-gnu
+STEP := integration/step
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-6s %s\n' "$$target" "$$what"; done
+
+demo: prepare ## A packet's whole way, each line read from the kernel (KEEP=1 leaves the lab standing)
+	@$(STEP) "building Twill" cargo build --release --workspace --bins
+	@target/release/lab demo $(if $(KEEP),--keep)
+
+test: prepare ## All tests: unit, property, and end to end with real packets
+	@$(STEP) "building the binaries" cargo build --workspace --bins
+	@$(STEP) "building the tests" cargo test --workspace --no-run
+	@target/debug/lab prepare
+	@$(STEP) "testing" cargo test --workspace
+
+lint: prepare $(DENY) ## Formatting, clippy without warnings, bans and licences of dependencies
+	@$(STEP) "formatting" cargo fmt --all --check
+	@$(STEP) "clippy" cargo clippy --workspace --all-targets -- -D warnings
+	@$(STEP) "dependencies" $(DENY) check bans licenses sources
+
+bench: prepare ## The figures of the README, beside the programs that Twill replaces
+	@$(STEP) "benchmarks" cargo bench --workspace
+
+dist: prepare ## The static binaries of the image, in target/x86_64-unknown-linux-gnu/dist
+	@RUSTFLAGS="-C target-feature=+crt-static" $(STEP) "building the static binaries" \
+		cargo build --profile dist --target $(TARGET) -p cni-plugin -p flanneld -p proxy --bins
+	@cd target/$(TARGET)/dist && ls -l --block-size=K twill-cni flanneld twill-proxy
+
+clean: ## Remove what was built here (the cache stays)
+	cargo clean
+
+prepare:
+	@integration/prepare
+
+$(DENY):
+	@$(STEP) "building cargo-deny $(DENY_VERSION) (once)" cargo install --quiet --locked --root $(CACHE)/tools cargo-deny@$(DENY_VERSION)
