@@ -50,21 +50,21 @@ impl Starting {
     /// Waits until the API is ready.
     pub fn wait_ready(self) -> Result<ControlPlane> {
         let Starting { machine, token } = self;
-        let see = format!("see {}", machine.log("kube-apiserver").display());
+        let last_words = || machine.last_words("kube-apiserver");
         let process = format!("{NAME}/kube-apiserver");
         let running = || machine.keeper().running(&process);
         let ca = wait::until("API server's certificate", wait::PATIENCE, || {
             running()?;
             Ok(authority(&machine))
         })
-        .with_context(|| see.clone())?;
+        .with_context(last_words)?;
         let kubeconfig = kubeconfig(&ca, &token)?;
         let api = ClusterApi::new(&kubeconfig, machine.netns())?;
         wait::until("API server", wait::PATIENCE, || {
             running()?;
             Ok(api.get_raw("/readyz").map(drop))
         })
-        .context(see)?;
+        .with_context(last_words)?;
         machine.write(ADMIN_CONF, &kubeconfig)?;
         Ok(ControlPlane {
             machine,

@@ -1,6 +1,6 @@
 //! A whole lab: started, attached to, ended; its nodes and pods.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -258,6 +258,7 @@ impl Lab {
     /// object says that it is ready.
     pub fn run_pod(&self, spec: PodSpec) -> Result<Pod> {
         let node = self.node(&spec.node)?;
+        ensure!(!spec.ports.is_empty(), "{} has no port", spec.name);
         let object = self.api().apply(&spec.object())?;
         let mut sandbox = Sandbox::new(
             node.machine(),
@@ -268,6 +269,7 @@ impl Lab {
             },
         )?;
         let ips = sandbox.attach()?;
+        ensure!(!ips.is_empty(), "{} got no address", spec.name);
         let pod = Pod { spec, sandbox, ips };
         pod.serve(node)?;
         self.api().apply(&pod.spec.running(node.ip(), &pod.ips))?;
@@ -358,9 +360,9 @@ impl Pod {
         self.ips[0]
     }
 
-    /// The port that it serves TCP and UDP on.
-    pub fn port(&self) -> u16 {
-        self.spec.port
+    /// Where it answers: its first address and port.
+    pub fn address(&self) -> SocketAddr {
+        (self.ip(), self.spec.ports[0]).into()
     }
 
     /// Its network namespace.
@@ -374,8 +376,6 @@ impl Pod {
     }
 
     fn serve(&self, node: &Node) -> Result<()> {
-        ensure!(!self.ips.is_empty(), "{} got no address", self.spec.name);
-        let port = self.spec.port.to_string();
         let lab = format!("{}/lab", crate::machine::root::BINARIES);
         let path = self.sandbox.path();
         let netns = format!(
@@ -383,12 +383,13 @@ impl Pod {
             node.machine().pid(),
             path.display()
         );
-        let argv = [lab.as_str(), "serve", &self.spec.name, &port];
+        let ports: Vec<_> = self.spec.ports.iter().map(u16::to_string).collect();
+        let mut argv = vec![lab.as_str(), "serve", &self.spec.name];
+        argv.extend(ports.iter().map(String::as_str));
         let name = server_name(&self.spec);
         node.machine().spawn_in(&name, &argv, &[], &[&netns])?;
         wait::until(&format!("answer from {name}"), wait::PATIENCE, || {
-            let server = (self.ip(), self.spec.port).into();
-            Ok(traffic::ask(self.netns(), Transport::Tcp, server))
+            Ok(traffic::ask(self.netns(), Transport::Tcp, self.address()))
         })?;
         Ok(())
     }

@@ -23,6 +23,7 @@
 pub mod api;
 pub mod cli;
 pub mod control_plane;
+pub mod demo;
 pub mod http;
 pub mod inspect;
 pub mod keeper;

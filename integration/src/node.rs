@@ -52,7 +52,13 @@ impl Daemon {
 
     fn arguments(self, node: &str) -> Vec<String> {
         match self {
-            Daemon::Flanneld => vec!["--kube-subnet-mgr".into(), "--ip-masq".into()],
+            Daemon::Flanneld => [
+                "--kube-subnet-mgr",
+                "--ip-masq",
+                "--cni-conf-dir=/etc/cni/net.d",
+            ]
+            .map(str::to_owned)
+            .into(),
             Daemon::Proxy => vec![
                 format!("--hostname-override={node}"),
                 "--cluster-cidr=10.244.0.0/16".into(),
@@ -149,7 +155,7 @@ impl Node {
                 )
             }))
         })
-        .with_context(|| format!("see {}", self.machine.log(daemon.name()).display()))
+        .with_context(|| self.machine.last_words(daemon.name()))
     }
 
     /// Sends a signal to a running daemon and waits for its end.

@@ -34,7 +34,7 @@ pub fn node(name: &str, addresses: &[IpAddr], pod_cidrs: &[Subnet]) -> Value {
     })
 }
 
-/// What a pod that answers on `port` is: in [`crate::Lab::run_pod`] it also runs.
+/// What a pod is: in [`crate::Lab::run_pod`] it also runs.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
     /// Its namespace.
@@ -45,8 +45,8 @@ pub struct PodSpec {
     pub node: String,
     /// Its labels.
     pub labels: Vec<(String, String)>,
-    /// Where it serves TCP and UDP.
-    pub port: u16,
+    /// Where it serves TCP and UDP; one at least.
+    pub ports: Vec<u16>,
 }
 
 impl PodSpec {
@@ -57,13 +57,19 @@ impl PodSpec {
             name: name.to_owned(),
             node: node.to_owned(),
             labels: Vec::new(),
-            port: 8080,
+            ports: vec![8080],
         }
     }
 
     /// With one label more.
     pub fn label(mut self, key: &str, value: &str) -> PodSpec {
         self.labels.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With other ports than 8080.
+    pub fn ports(mut self, ports: &[u16]) -> PodSpec {
+        ports.clone_into(&mut self.ports);
         self
     }
 
@@ -79,6 +85,13 @@ impl PodSpec {
             .iter()
             .map(|(key, value)| (key.clone(), Value::from(value.as_str())))
             .collect();
+        let ports: Vec<_> = self
+            .ports
+            .iter()
+            .flat_map(|port| {
+                ["TCP", "UDP"].map(|protocol| json!({"containerPort": port, "protocol": protocol}))
+            })
+            .collect();
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -88,10 +101,7 @@ impl PodSpec {
                 "containers": [{
                     "name": "server",
                     "image": "lab",
-                    "ports": [
-                        {"name": "tcp", "containerPort": self.port, "protocol": "TCP"},
-                        {"name": "udp", "containerPort": self.port, "protocol": "UDP"},
-                    ],
+                    "ports": ports,
                 }],
             },
         })

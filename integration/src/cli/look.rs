@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use hostnet::netns::NetNs;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
@@ -14,6 +16,7 @@ use crate::control_plane::{self, ControlPlane};
 use crate::keeper::Keeper;
 use crate::machine::Machine;
 use crate::sandbox::Sandbox;
+use crate::traffic::{self, Transport};
 use crate::{inspect, programs};
 
 #[derive(Debug, clap::Args)]
@@ -42,6 +45,27 @@ pub(super) struct Logs {
     /// Only on this machine.
     #[arg(long)]
     node: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Ask {
+    /// By datagram.
+    #[arg(long)]
+    udp: bool,
+    /// Where: ADDRESS:PORT.
+    server: SocketAddr,
+}
+
+impl Ask {
+    pub(super) fn run(&self) -> Result<ExitCode> {
+        let transport = if self.udp {
+            Transport::Udp
+        } else {
+            Transport::Tcp
+        };
+        let greeting = traffic::ask(&NetNs::current()?, transport, self.server)?;
+        print(&format!("{greeting}\n"))
+    }
 }
 
 impl Exec {

@@ -11,7 +11,9 @@ use clap::{Parser, Subcommand};
 
 use crate::keeper::Keeper;
 use crate::machine::{container, root};
+use crate::progress::Progress;
 use crate::registry::{self, LabName};
+use crate::upstream::{self, Module, Program};
 use crate::{programs, traffic};
 
 /// A whole cluster on this machine, in namespaces: real API server, real daemons, real packets.
@@ -26,16 +28,22 @@ struct Line {
 
 #[derive(Debug, Subcommand)]
 enum Sub {
-    /// Start a lab and leave it standing: a control plane and nodes with their daemons.
+    /// Start a lab and leave it standing: a control plane, nodes, a pod on each, a Service.
     Up(start::Up),
+    /// Show a packet's whole way, each line read from the kernel and checked.
+    Demo(start::Demo),
     /// Run a command on a node, in a pod, on the control plane, or outside the cluster.
     Exec(look::Exec),
     /// List the pods, with the host's end of each one's cable.
     Pods(look::Pods),
     /// Print what the daemons logged.
     Logs(look::Logs),
+    /// Ask a pod's server who it is and whom it saw (for use in `lab exec`).
+    Ask(look::Ask),
     /// End a lab: nothing of it stays.
     Down(Down),
+    /// Build what labs need, if it is not there yet: Kubernetes' programs.
+    Prepare,
     /// Pid 1 of a lab.
     #[command(hide = true)]
     Keeper { name: String },
@@ -48,7 +56,7 @@ enum Sub {
     },
     /// A pod's server.
     #[command(hide = true)]
-    Serve { name: String, port: u16 },
+    Serve { name: String, ports: Vec<u16> },
     /// A DaemonSet's container on a machine.
     #[command(hide = true)]
     Container {
@@ -80,10 +88,18 @@ struct Down {
 pub fn main() -> ExitCode {
     let outcome = match Line::parse().command {
         Sub::Up(up) => up.run(),
+        Sub::Demo(demo) => demo.run(),
         Sub::Exec(exec) => exec.run(),
         Sub::Pods(pods) => pods.run(),
         Sub::Logs(logs) => logs.run(),
+        Sub::Ask(ask) => ask.run(),
         Sub::Down(down) => down.run(),
+        Sub::Prepare => upstream::assets(
+            Module::Kubernetes,
+            &Program::CONTROL_PLANE,
+            Progress::shown(),
+        )
+        .map(|_| ExitCode::SUCCESS),
         hidden => run_inside(hidden).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
@@ -101,8 +117,10 @@ fn run_inside(command: Sub) -> Result<()> {
             binaries,
             assets,
         } => root::hold(&name, &binaries, &assets),
-        Sub::Serve { name, port } => {
-            traffic::serve(&name, port)?;
+        Sub::Serve { name, ports } => {
+            for port in ports {
+                traffic::serve(&name, port)?;
+            }
             loop {
                 nix::unistd::pause();
             }

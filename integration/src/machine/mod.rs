@@ -63,7 +63,7 @@ impl Machine {
             let ready = keeper.path(format!("/proc/{pid}/root{}", root::READY));
             Ok(wait::holds(ready.exists(), "it is still being made"))
         })
-        .with_context(|| format!("see {}", log.display()))?;
+        .with_context(|| last_words(name, &log))?;
         Machine::attach(keeper, name)
     }
 
@@ -206,6 +206,11 @@ impl Machine {
         logs.join(format!("{}.{}.log", self.name, name.replace('/', ".")))
     }
 
+    /// What the process `MACHINE/name` logged last: for errors, which outlive the lab's folder.
+    pub fn last_words(&self, name: &str) -> String {
+        last_words(&format!("{}/{name}", self.name), &self.log(name))
+    }
+
     /// Writes a file inside the machine, with the folders above it.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
         let outside = self.path(path);
@@ -228,6 +233,14 @@ pub(crate) fn printed(what: &str, output: Output) -> Result<String> {
         bail!("{what} failed ({}): {}", output.status, said.trim());
     }
     String::from_utf8(output.stdout).with_context(|| format!("{what} printed bytes"))
+}
+
+fn last_words(process: &str, log: &Path) -> String {
+    const LINES: usize = 5;
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    let last = lines[lines.len().saturating_sub(LINES)..].join("\n  ");
+    format!("{process} logged last:\n  {last}\n")
 }
 
 fn path_text(path: &Path) -> Result<String> {

@@ -1,0 +1,51 @@
+//! The worked example: one request to a node port, followed by hand from the API's objects to the
+//! pod and back. Every line is read from the kernel with `ip`, `bridge` and `nft`, and compared
+//! with what it must be.
+
+mod cluster;
+mod expect;
+mod packets;
+mod page;
+mod story;
+
+use anyhow::Result;
+
+use crate::lab::{Builder, Lab};
+use cluster::{CLUSTER_IP, Cluster, NODE_PORT, SERVICE_PORT};
+
+pub use page::Page;
+
+/// The nodes of the example.
+pub fn nodes(builder: Builder) -> Result<Builder> {
+    cluster::nodes(builder)
+}
+
+/// The example, running in a lab with its [`nodes`].
+pub struct Demo(Cluster);
+
+impl Demo {
+    /// Starts the example's pods and Services.
+    pub fn start(lab: &Lab) -> Result<Demo> {
+        Ok(Demo(Cluster::start(lab)?))
+    }
+
+    /// Tells the story on a page.
+    pub fn tell(&self, lab: &Lab, page: &mut Page) -> Result<()> {
+        story::tell(lab, &self.0, page)?;
+        packets::send(lab, &self.0, page)
+    }
+
+    /// Where the example's pod runs, and its name.
+    pub fn place(&self) -> (String, String) {
+        let pod = &self.0.hello;
+        (pod.node().to_owned(), pod.name().to_owned())
+    }
+
+    /// Where its Service answers: the cluster IP, and the first node's port.
+    pub fn targets(&self, lab: &Lab) -> [String; 2] {
+        [
+            format!("{CLUSTER_IP}:{SERVICE_PORT}"),
+            format!("{}:{NODE_PORT}", lab.nodes()[0].ip()),
+        ]
+    }
+}
