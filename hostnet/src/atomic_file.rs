@@ -38,16 +38,29 @@ pub fn replace(path: impl AsRef<Path>, contents: &[u8], mode: u32) -> Result<(),
     let path = path.as_ref();
     let write = || {
         let directory = directory_of(path);
-        let staged = Named::stage(directory, path, contents, mode)?;
-        std::fs::rename(&staged.path, path)?;
-        // It has its final name now; there is nothing to take away.
-        std::mem::forget(staged);
+        Named::stage(directory, path, contents, mode, Sync::Now)?.rename_to(path)?;
         sync_directory(directory)
     };
     write().map_err(|source| WriteError {
         path: path.to_owned(),
         source,
     })
+}
+
+/// The same without waiting for the disk: readers still see the old contents or the new, but a
+/// loss of power may leave the file old, empty or missing. For what a reboot makes void anyway.
+pub fn replace_unsynced(
+    path: impl AsRef<Path>,
+    contents: &[u8],
+    mode: u32,
+) -> Result<(), WriteError> {
+    let path = path.as_ref();
+    Named::stage(directory_of(path), path, contents, mode, Sync::Later)
+        .and_then(|staged| staged.rename_to(path))
+        .map_err(|source| WriteError {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// Writes a file that must not exist yet: of several that try at once, one succeeds, and the
@@ -74,7 +87,7 @@ fn create_unnamed(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
         .write(true)
         .custom_flags(libc::O_TMPFILE)
         .open(directory)?;
-    fill(&file, contents, mode)?;
+    fill(&file, contents, mode, Sync::Now)?;
     let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
     nix::unistd::linkat(
         AT_FDCWD,
@@ -89,10 +102,19 @@ fn create_unnamed(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
 /// Through a temporary file with a name.
 fn create_named(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     let directory = directory_of(path);
-    let staged = Named::stage(directory, path, contents, mode)?;
+    let staged = Named::stage(directory, path, contents, mode, Sync::Now)?;
     std::fs::hard_link(&staged.path, path)?;
     drop(staged);
     sync_directory(directory)
+}
+
+/// When contents reach the disk.
+#[derive(Clone, Copy)]
+enum Sync {
+    /// Before the file has its name.
+    Now,
+    /// When the kernel sees fit.
+    Later,
 }
 
 /// A temporary file beside the final one; removed when dropped.
@@ -101,7 +123,13 @@ struct Named {
 }
 
 impl Named {
-    fn stage(directory: &Path, path: &Path, contents: &[u8], mode: u32) -> io::Result<Named> {
+    fn stage(
+        directory: &Path,
+        path: &Path,
+        contents: &[u8],
+        mode: u32,
+        sync: Sync,
+    ) -> io::Result<Named> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -114,8 +142,13 @@ impl Named {
             .create(true)
             .truncate(true)
             .open(&staged.path)?;
-        fill(&file, contents, mode)?;
+        fill(&file, contents, mode, sync)?;
         Ok(staged)
+    }
+
+    fn rename_to(self, path: &Path) -> io::Result<()> {
+        // What is left to take away when this is dropped is a name that is no more.
+        std::fs::rename(&self.path, path)
     }
 }
 
@@ -126,11 +159,14 @@ impl Drop for Named {
     }
 }
 
-fn fill(mut file: &File, contents: &[u8], mode: u32) -> io::Result<()> {
+fn fill(mut file: &File, contents: &[u8], mode: u32, sync: Sync) -> io::Result<()> {
     // Whatever the umask says.
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(contents)?;
-    file.sync_all()
+    match sync {
+        Sync::Now => file.sync_all(),
+        Sync::Later => Ok(()),
+    }
 }
 
 /// The directory that a path lies in; `.` for a bare name.
@@ -171,6 +207,9 @@ mod tests {
         replace(&path, b"two", 0o600).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(mode(&path), 0o600);
+        replace_unsynced(&path, b"three", 0o644).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"three");
+        assert_eq!(mode(&path), 0o644);
         assert_eq!(names(dir.path()), ["subnet.env"]);
     }
 

@@ -25,6 +25,7 @@ fn link(index: u32, name: &str) -> Link {
         mtu: 1500,
         up: true,
         carrier: true,
+        operational: true,
         master: None,
         port: None,
         peer: None,

@@ -17,6 +17,7 @@ fn link(index: u32, name: &str, kind: LinkKind) -> Link {
         mtu: 1450,
         up: true,
         carrier: true,
+        operational: true,
         master: None,
         port: None,
         peer: None,

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
-    InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 
 use super::{AddrGenMode, Bridge, BridgePort, Link, LinkKind, LinkPeer, Vxlan};
@@ -24,6 +24,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
         mtu: 0,
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
+        operational: false,
         master: None,
         port: None,
         peer: None,
@@ -34,6 +35,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
             LinkAttribute::IfName(text) => name = IfName::new(text).ok(),
             LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok().map(Mac),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::OperState(state) => link.operational = *state == State::Up,
             LinkAttribute::Controller(index) => link.master = Some(*index),
             LinkAttribute::Link(index) => peer_index = Some(*index),
             LinkAttribute::LinkNetNsId(id) => netns_id = Some(*id),

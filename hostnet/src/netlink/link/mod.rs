@@ -35,6 +35,10 @@ pub struct Link {
     pub up: bool,
     /// The layer below is ready (`IFF_LOWER_UP`): a cable, a veth whose peer is up.
     pub carrier: bool,
+    /// The kernel has acted upon the carrier (`IFLA_OPERSTATE` is up): packets are sent, and as a
+    /// bridge's port it forwards. It follows `carrier` some moments later; from Linux 6.8 on,
+    /// [`Rtnl::link`] makes it follow at once. Stays false on links without a carrier to watch.
+    pub operational: bool,
     /// The index of the bridge or bond that it is a port of.
     pub master: Option<u32>,
     /// Its settings as a bridge's port.
