@@ -1,1 +1,66 @@
-//! Pending.
+//! `twill-cni`, the CNI plugin of Twill: what the container runtime calls for each pod.
+//!
+//! A call goes through these rooms: [`request`] (environment and configuration, raw and then
+//! validated) → [`attachment`] (what shall be) → [`plan`] (the steps there; pure) → [`exec`]
+//! (does them, and undoes them when one fails) → [`result`] (told in the version asked for).
+//! [`ipam`] gives the addresses, [`record`] remembers what was made.
+#![forbid(unsafe_code)]
+
+pub mod attachment;
+pub mod error;
+pub mod exec;
+pub mod help;
+pub mod ipam;
+pub mod plan;
+pub mod record;
+pub mod request;
+pub mod result;
+pub mod verbs;
+pub mod version;
+
+use std::io::Read;
+
+use error::{CniError, Code};
+use request::config::Config;
+use request::{RawRequest, Target, Verb};
+use version::Version;
+
+/// Serves one call: the text for standard output, and whether it went well.
+///
+/// `config` gives standard input; it is read only for verbs that need it.
+pub fn serve(mut raw: RawRequest, mut config: impl Read) -> Result<String, String> {
+    let tell = |(error, version): (CniError, Version)| error.to_json(version);
+    let verb = request::verb(&raw).map_err(|error| tell((error, Version::LATEST)))?;
+    if verb == Verb::Version {
+        return Ok(version::answer());
+    }
+    config.read_to_end(&mut raw.config).map_err(|error| {
+        let msg = "the network configuration cannot be read from standard input";
+        let told = CniError {
+            details: error.to_string(),
+            ..CniError::new(Code::Io, msg)
+        };
+        tell((told, Version::LATEST))
+    })?;
+    let config = Config::decode(&raw.config).map_err(tell)?;
+    let version = config.place.version;
+    dispatch(verb, &raw, &config).map_err(|error| tell((error, version)))
+}
+
+fn dispatch(verb: Verb, raw: &RawRequest, config: &Config) -> Result<String, CniError> {
+    match verb {
+        Verb::Add => {
+            let outcome = verbs::add::add(&Target::of(raw, true)?, config)?;
+            Ok(outcome.to_json(config.place.version))
+        }
+        Verb::Del => {
+            verbs::del::del(&Target::of(raw, false)?, &config.place)?;
+            Ok(String::new())
+        }
+        Verb::Check | Verb::Status | Verb::Gc => Err(CniError::new(
+            Code::UnsupportedField,
+            format!("{verb:?} is not supported"),
+        )),
+        Verb::Version => Ok(version::answer()),
+    }
+}

@@ -47,47 +47,44 @@ pub fn replace(path: impl AsRef<Path>, contents: &[u8], mode: u32) -> Result<(),
     })
 }
 
-/// The same without waiting for the disk: readers still see the old contents or the new, but a
-/// loss of power may leave the file old, empty or missing. For what a reboot makes void anyway.
-pub fn replace_unsynced(
+/// Writes a file that must not exist yet: of several that try at once, one succeeds, and the
+/// others' error [`WriteError::is_exists`].
+pub fn create(path: impl AsRef<Path>, contents: &[u8], mode: u32) -> Result<(), WriteError> {
+    create_with(path.as_ref(), contents, mode, Sync::Now)
+}
+
+/// The same without waiting for the disk: a loss of power may leave the file empty or missing.
+/// For what a reboot makes void anyway.
+pub fn create_unsynced(
     path: impl AsRef<Path>,
     contents: &[u8],
     mode: u32,
 ) -> Result<(), WriteError> {
-    let path = path.as_ref();
-    Named::stage(directory_of(path), path, contents, mode, Sync::Later)
-        .and_then(|staged| staged.rename_to(path))
-        .map_err(|source| WriteError {
-            path: path.to_owned(),
-            source,
-        })
+    create_with(path.as_ref(), contents, mode, Sync::Never)
 }
 
-/// Writes a file that must not exist yet: of several that try at once, one succeeds, and the
-/// others' error [`WriteError::is_exists`].
-pub fn create(path: impl AsRef<Path>, contents: &[u8], mode: u32) -> Result<(), WriteError> {
-    let path = path.as_ref();
-    let write = || match create_unnamed(path, contents, mode) {
+fn create_with(path: &Path, contents: &[u8], mode: u32, sync: Sync) -> Result<(), WriteError> {
+    let written = match create_unnamed(path, contents, mode, sync) {
         // A file system without nameless files says so in one of these ways (open(2)).
         Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
-            create_named(path, contents, mode)
+            create_named(path, contents, mode, sync)
         }
         other => other,
     };
-    write().map_err(|source| WriteError {
+    written.map_err(|source| WriteError {
         path: path.to_owned(),
         source,
     })
 }
 
 /// Through a file without a name, which leaves nothing behind when we are killed before the link.
-fn create_unnamed(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+fn create_unnamed(path: &Path, contents: &[u8], mode: u32, sync: Sync) -> io::Result<()> {
     let directory = directory_of(path);
     let file = OpenOptions::new()
         .write(true)
         .custom_flags(libc::O_TMPFILE)
         .open(directory)?;
-    fill(&file, contents, mode, Sync::Now)?;
+    fill(&file, contents, mode, sync)?;
     let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
     nix::unistd::linkat(
         AT_FDCWD,
@@ -96,25 +93,41 @@ fn create_unnamed(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
         path,
         AtFlags::AT_SYMLINK_FOLLOW,
     )?;
-    sync_directory(directory)
+    sync.directory(directory)
 }
 
 /// Through a temporary file with a name.
-fn create_named(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+fn create_named(path: &Path, contents: &[u8], mode: u32, sync: Sync) -> io::Result<()> {
     let directory = directory_of(path);
-    let staged = Named::stage(directory, path, contents, mode, Sync::Now)?;
+    let staged = Named::stage(directory, path, contents, mode, sync)?;
     std::fs::hard_link(&staged.path, path)?;
     drop(staged);
-    sync_directory(directory)
+    sync.directory(directory)
 }
 
-/// When contents reach the disk.
+/// Whether to wait for the disk.
 #[derive(Clone, Copy)]
 enum Sync {
-    /// Before the file has its name.
+    /// Contents before the file has its name, then the name.
     Now,
-    /// When the kernel sees fit.
-    Later,
+    /// Neither.
+    Never,
+}
+
+impl Sync {
+    fn file(self, file: &File) -> io::Result<()> {
+        match self {
+            Sync::Now => file.sync_all(),
+            Sync::Never => Ok(()),
+        }
+    }
+
+    fn directory(self, directory: &Path) -> io::Result<()> {
+        match self {
+            Sync::Now => sync_directory(directory),
+            Sync::Never => Ok(()),
+        }
+    }
 }
 
 /// A temporary file beside the final one; removed when dropped.
@@ -163,10 +176,7 @@ fn fill(mut file: &File, contents: &[u8], mode: u32, sync: Sync) -> io::Result<(
     // Whatever the umask says.
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(contents)?;
-    match sync {
-        Sync::Now => file.sync_all(),
-        Sync::Later => Ok(()),
-    }
+    sync.file(file)
 }
 
 /// The directory that a path lies in; `.` for a bare name.
@@ -207,9 +217,6 @@ mod tests {
         replace(&path, b"two", 0o600).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(mode(&path), 0o600);
-        replace_unsynced(&path, b"three", 0o644).unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"three");
-        assert_eq!(mode(&path), 0o644);
         assert_eq!(names(dir.path()), ["subnet.env"]);
     }
 
@@ -228,11 +235,19 @@ mod tests {
 
     #[test]
     fn creates_once() {
-        for create in [create_unnamed, create_named] {
+        for (create, sync) in [
+            (
+                create_unnamed as fn(&Path, &[u8], u32, Sync) -> io::Result<()>,
+                Sync::Now,
+            ),
+            (create_unnamed, Sync::Never),
+            (create_named, Sync::Now),
+            (create_named, Sync::Never),
+        ] {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("10.244.3.2");
-            create(&path, b"one", 0o600).unwrap();
-            let error = create(&path, b"two", 0o600).unwrap_err();
+            create(&path, b"one", 0o600, sync).unwrap();
+            let error = create(&path, b"two", 0o600, sync).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
             assert_eq!(std::fs::read(&path).unwrap(), b"one");
             assert_eq!(mode(&path), 0o600);

@@ -19,6 +19,13 @@ pub struct LockError {
     source: io::Error,
 }
 
+impl LockError {
+    /// Whether the file's directory is missing.
+    pub fn is_no_directory(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+}
+
 impl FileLock {
     /// Takes the lock on a file, which is made (mode 0600) if missing; waits for whoever has it.
     pub fn acquire(path: impl AsRef<Path>) -> Result<FileLock, LockError> {

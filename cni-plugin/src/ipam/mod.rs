@@ -1,0 +1,8 @@
+//! Addresses for pods, kept in the directory layout of the reference plugin host-local, so that a
+//! node moves between the two with its pods running.
+
+mod range;
+mod store;
+
+pub use range::{Range, RangeError};
+pub use store::{IpamError, Store};

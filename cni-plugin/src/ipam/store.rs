@@ -1,0 +1,486 @@
+//! Reservations on disk, as host-local has them: `DIR/NETWORK/ADDRESS` holds the container's id
+//! and interface, `last_reserved_ip.N` the last address of range N, `lock` is locked by whoever
+//! changes something.
+//!
+//! A reservation appears whole or not at all, and survives a loss of power. An empty file, which
+//! host-local leaves when it is killed between making and filling one, is nobody's.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use hostnet::atomic_file::{self, WriteError};
+use hostnet::lock::{FileLock, LockError};
+use hostnet::vocab::Subnet;
+
+use super::Range;
+use crate::request::Identity;
+
+/// The reservations of one network.
+#[derive(Clone, Debug)]
+pub struct Store {
+    dir: PathBuf,
+}
+
+/// The reservations while nobody else changes them.
+#[derive(Debug)]
+pub struct Locked<'a> {
+    store: &'a Store,
+    _lock: FileLock,
+}
+
+/// Why there is no address, or why one could not be given back.
+#[derive(Debug, thiserror::Error)]
+pub enum IpamError {
+    /// The directory could not be made.
+    #[error("cannot make the directory {}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The lock could not be taken.
+    #[error("cannot reserve an address")]
+    Lock(#[from] LockError),
+    /// No address is left.
+    #[error(
+        "no address is left for a pod in {subnet}: all are reserved by the files in {}",
+        dir.display()
+    )]
+    Full {
+        /// The node's subnet.
+        subnet: Subnet,
+        /// Where the reservations lie.
+        dir: PathBuf,
+    },
+    /// Another program, one that does not take the lock, was faster.
+    #[error("the address {addr} was taken by another program at the same moment")]
+    Taken {
+        /// The address.
+        addr: IpAddr,
+    },
+    /// A reservation could not be written.
+    #[error("cannot reserve the address {addr}")]
+    Write {
+        /// The address.
+        addr: IpAddr,
+        /// Why.
+        source: WriteError,
+    },
+    /// A reservation could not be read or removed.
+    #[error("cannot {operation} the reservation {}", path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Store {
+    /// The reservations of a network below host-local's `dataDir`; nothing is touched yet.
+    pub fn new(data_dir: &Path, network: &str) -> Store {
+        Store {
+            dir: data_dir.join(network),
+        }
+    }
+
+    /// Takes the lock; makes the directory if it is missing.
+    pub fn lock(&self) -> Result<Locked<'_>, IpamError> {
+        match FileLock::acquire(self.dir.join("lock")) {
+            Err(error) if error.is_no_directory() => {
+                fs::create_dir_all(&self.dir).map_err(|source| IpamError::Directory {
+                    path: self.dir.clone(),
+                    source,
+                })?;
+                let lock = FileLock::acquire(self.dir.join("lock"))?;
+                Ok(Locked {
+                    store: self,
+                    _lock: lock,
+                })
+            }
+            other => Ok(Locked {
+                store: self,
+                _lock: other?,
+            }),
+        }
+    }
+
+    /// Takes the lock if there is a directory; without one there are no reservations.
+    pub fn lock_existing(&self) -> Result<Option<Locked<'_>>, IpamError> {
+        match FileLock::acquire(self.dir.join("lock")) {
+            Err(error) if error.is_no_directory() => Ok(None),
+            other => Ok(Some(Locked {
+                store: self,
+                _lock: other?,
+            })),
+        }
+    }
+
+    /// An address for each range that is free now, without reserving it: what STATUS asks.
+    pub fn free(&self, ranges: &[Range]) -> Result<Vec<IpAddr>, IpamError> {
+        ranges
+            .iter()
+            .enumerate()
+            .map(|(index, range)| self.free_in(index, range))
+            .collect()
+    }
+
+    fn free_in(&self, index: usize, range: &Range) -> Result<IpAddr, IpamError> {
+        let last = fs::read_to_string(self.last_file(index)).ok();
+        let last = last.and_then(|text| text.trim().parse().ok());
+        range
+            .candidates(last)
+            // Whatever cannot be looked at is not given out.
+            .find(|addr| match fs::symlink_metadata(self.file(*addr)) {
+                Ok(metadata) => metadata.is_file() && metadata.len() == 0,
+                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            })
+            .ok_or_else(|| IpamError::Full {
+                subnet: range.subnet(),
+                dir: self.dir.clone(),
+            })
+    }
+
+    /// Whether an address is reserved for this attachment.
+    pub fn is_owner(&self, owner: &Identity, addr: IpAddr) -> Result<bool, IpamError> {
+        let path = self.file(addr);
+        match fs::read_to_string(&path) {
+            Ok(contents) => Ok(is_owner(&contents, owner)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            // Not text: not ours.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(false),
+            Err(source) => Err(IpamError::File {
+                operation: "read",
+                path,
+                source,
+            }),
+        }
+    }
+
+    /// The addresses that are reserved for an attachment. This reads every reservation: for
+    /// attachments of which there is no record.
+    pub fn owned_by(&self, owner: &Identity) -> Result<Vec<IpAddr>, IpamError> {
+        let failed = |source| IpamError::File {
+            operation: "list",
+            path: self.dir.clone(),
+            source,
+        };
+        let mut owned = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let Some(addr) = name.to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            if self.is_owner(owner, addr)? {
+                owned.push(addr);
+            }
+        }
+        Ok(owned)
+    }
+
+    fn file(&self, addr: IpAddr) -> PathBuf {
+        self.dir.join(addr.to_string())
+    }
+
+    fn last_file(&self, index: usize) -> PathBuf {
+        self.dir.join(format!("last_reserved_ip.{index}"))
+    }
+}
+
+impl Locked<'_> {
+    /// Picks a free address of each range.
+    pub fn choose(&self, ranges: &[Range]) -> Result<Vec<IpAddr>, IpamError> {
+        self.store.free(ranges)
+    }
+
+    /// Reserves addresses that were chosen: all or none.
+    pub fn commit(&self, owner: &Identity, addrs: &[IpAddr]) -> Result<(), IpamError> {
+        for (index, addr) in addrs.iter().enumerate() {
+            if let Err(error) = self.commit_one(owner, index, *addr) {
+                for done in &addrs[..index] {
+                    // The first error is the one to tell.
+                    let _ = self.release(owner, *done);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn commit_one(&self, owner: &Identity, index: usize, addr: IpAddr) -> Result<(), IpamError> {
+        let path = self.store.file(addr);
+        let contents = format!("{}\r\n{}", owner.container_id, owner.ifname);
+        if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.len() == 0) {
+            fs::remove_file(&path).map_err(|source| IpamError::File {
+                operation: "remove",
+                path: path.clone(),
+                source,
+            })?;
+        }
+        atomic_file::create(&path, contents.as_bytes(), 0o600).map_err(|source| {
+            if source.is_exists() {
+                IpamError::Taken { addr }
+            } else {
+                IpamError::Write { addr, source }
+            }
+        })?;
+        self.remember(index, addr)
+            .map_err(|source| IpamError::File {
+                operation: "write beside",
+                path,
+                source,
+            })
+    }
+
+    /// Torn, it makes the next round start elsewhere, so it is written in place.
+    fn remember(&self, index: usize, addr: IpAddr) -> io::Result<()> {
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(self.store.last_file(index))?
+            .write_all(addr.to_string().as_bytes())
+    }
+
+    /// Gives an address back if it is reserved for this attachment, else leaves it alone.
+    pub fn release(&self, owner: &Identity, addr: IpAddr) -> Result<(), IpamError> {
+        if !self.store.is_owner(owner, addr)? {
+            return Ok(());
+        }
+        let path = self.store.file(addr);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(IpamError::File {
+                operation: "remove",
+                path,
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The oldest format has the id only, with white space around it.
+fn is_owner(contents: &str, owner: &Identity) -> bool {
+    match contents.trim().split_once('\n') {
+        Some((id, ifname)) => {
+            id.trim() == owner.container_id.as_str() && ifname.trim() == owner.ifname.as_str()
+        }
+        None => contents.trim() == owner.container_id.as_str(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::os::unix::fs::PermissionsExt;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::attachment::tests::identity;
+
+    fn range(text: &str) -> Range {
+        Range::of_subnet(text.parse().unwrap()).unwrap()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn reserve(
+        store: &Store,
+        owner: &Identity,
+        ranges: &[Range],
+    ) -> Result<Vec<IpAddr>, IpamError> {
+        let locked = store.lock()?;
+        let addrs = locked.choose(ranges)?;
+        locked.commit(owner, &addrs)?;
+        Ok(addrs)
+    }
+
+    #[test]
+    fn files_are_host_locals() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path(), "cbr0");
+        let owner = identity("0c1d2e");
+        let addrs = reserve(
+            &store,
+            &owner,
+            &[range("10.244.3.0/24"), range("fd00::/64")],
+        )
+        .unwrap();
+        assert_eq!(addrs, [ip("10.244.3.2"), ip("fd00::2")]);
+        let network = dir.path().join("cbr0");
+        let file = network.join("10.244.3.2");
+        assert_eq!(fs::read(&file).unwrap(), b"0c1d2e\r\neth0");
+        assert_eq!(
+            fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(
+            fs::read(network.join("last_reserved_ip.0")).unwrap(),
+            b"10.244.3.2"
+        );
+        assert_eq!(
+            fs::read(network.join("last_reserved_ip.1")).unwrap(),
+            b"fd00::2"
+        );
+        let mut names: Vec<_> = fs::read_dir(&network)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(
+            names,
+            [
+                "10.244.3.2",
+                "fd00::2",
+                "last_reserved_ip.0",
+                "last_reserved_ip.1",
+                "lock"
+            ]
+        );
+    }
+
+    #[test]
+    fn host_locals_files_are_honoured() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path(), "cbr0");
+        drop(store.lock().unwrap());
+        let put = |addr: &str, text: &str| {
+            atomic_file::replace(dir.path().join("cbr0").join(addr), text.as_bytes(), 0o600)
+                .unwrap();
+        };
+        put("10.0.0.2", "other\r\neth0");
+        put("10.0.0.3", " old-format \n");
+        put("10.0.0.4", "mine\r\neth0");
+        put("10.0.0.5", "mine\r\neth1");
+        assert_eq!(store.owned_by(&identity("mine")).unwrap(), [ip("10.0.0.4")]);
+        assert_eq!(
+            store.owned_by(&identity("old-format")).unwrap(),
+            [ip("10.0.0.3")]
+        );
+        let ranges = [range("10.0.0.0/29")];
+        assert_eq!(
+            reserve(&store, &identity("new"), &ranges).unwrap(),
+            [ip("10.0.0.6")]
+        );
+        let error = reserve(&store, &identity("late"), &ranges)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("10.0.0.0/29") && error.contains("cbr0"),
+            "{error}"
+        );
+        let locked = store.lock().unwrap();
+        locked.release(&identity("mine"), ip("10.0.0.2")).unwrap();
+        assert!(
+            store.is_owner(&identity("other"), ip("10.0.0.2")).unwrap(),
+            "not ours to give back"
+        );
+    }
+
+    #[test]
+    fn an_empty_file_is_nobodys() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path(), "cbr0");
+        drop(store.lock().unwrap());
+        fs::File::create(dir.path().join("cbr0/10.0.0.2")).unwrap();
+        assert_eq!(
+            reserve(&store, &identity("a"), &[range("10.0.0.0/30")]).unwrap(),
+            [ip("10.0.0.2")]
+        );
+        assert!(store.is_owner(&identity("a"), ip("10.0.0.2")).unwrap());
+    }
+
+    #[test]
+    fn a_full_second_range_costs_no_address_of_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path(), "cbr0");
+        let ranges = [range("10.0.0.0/29"), range("10.1.0.0/30")];
+        reserve(&store, &identity("a"), &ranges).unwrap();
+        reserve(&store, &identity("b"), &ranges).unwrap_err();
+        assert_eq!(
+            store.owned_by(&identity("b")).unwrap(),
+            Vec::<IpAddr>::new()
+        );
+        // Also when the second is taken between choice and commitment.
+        let locked = store.lock().unwrap();
+        let error = locked
+            .commit(&identity("b"), &[ip("10.0.0.3"), ip("10.1.0.2")])
+            .unwrap_err();
+        assert!(matches!(error, IpamError::Taken { .. }));
+        assert_eq!(
+            store.owned_by(&identity("b")).unwrap(),
+            Vec::<IpAddr>::new()
+        );
+    }
+
+    #[test]
+    fn without_a_directory_there_is_nothing_to_release() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path(), "cbr0");
+        assert!(store.lock_existing().unwrap().is_none());
+        assert!(!dir.path().join("cbr0").exists());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Reserve(u8),
+        Release(u8),
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn behaves_as_the_model(acts in prop::collection::vec(
+            prop_oneof![(0u8..12).prop_map(Act::Reserve), (0u8..12).prop_map(Act::Release)], 1..60)
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::new(dir.path(), "net");
+            let range = range("10.0.0.0/29");
+            let size = range.candidates(None).count();
+            let mut model: BTreeMap<u8, IpAddr> = BTreeMap::new();
+            let mut last = None;
+            for act in acts {
+                match act {
+                    Act::Reserve(id) if !model.contains_key(&id) => {
+                        let owner = identity(&format!("c{id}"));
+                        let expected = range
+                            .candidates(last)
+                            .find(|addr| !model.values().any(|taken| taken == addr));
+                        match reserve(&store, &owner, &[range]) {
+                            Ok(addrs) => {
+                                prop_assert_eq!(Some(addrs[0]), expected);
+                                last = Some(addrs[0]);
+                                model.insert(id, addrs[0]);
+                            }
+                            Err(IpamError::Full { .. }) => prop_assert_eq!(model.len(), size),
+                            Err(other) => return Err(TestCaseError::fail(other.to_string())),
+                        }
+                    }
+                    Act::Reserve(_) => {}
+                    Act::Release(id) => {
+                        let owner = identity(&format!("c{id}"));
+                        let locked = store.lock().unwrap();
+                        for addr in store.owned_by(&owner).unwrap() {
+                            locked.release(&owner, addr).unwrap();
+                        }
+                        model.remove(&id);
+                    }
+                }
+                for (id, addr) in &model {
+                    let owner = identity(&format!("c{id}"));
+                    prop_assert!(store.is_owner(&owner, *addr).unwrap());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,519 @@
+//! From what shall be and what is there to the steps in between. Pure.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use hostnet::netlink::Addr;
+use hostnet::netlink::link::{Bridge, BridgePort, Link, LinkKind};
+use hostnet::vocab::{Cidr, Family, IfName, Mac, Subnet};
+
+use crate::attachment::{Attachment, BridgeWanted};
+use crate::error::{CniError, Code};
+use crate::request::Identity;
+
+/// What is there before an ADD.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// The bridge with its addresses, if there is one of the name.
+    pub bridge: Option<(Link, Vec<Addr>)>,
+    /// The gateways of attachments that stand. Only asked for when the bridge has an address that
+    /// may be of an earlier subnet: see [`may_be_stale`].
+    pub gateways_in_use: Vec<IpAddr>,
+    /// The families that are forwarded already.
+    pub forwarded: Vec<Family>,
+}
+
+/// One change of the system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Make the bridge, with all it needs to have, and set it up.
+    CreateBridge(BridgeSpec),
+    /// Give the bridge that is there what it lacks.
+    AlterBridge {
+        /// The bridge.
+        bridge: IfName,
+        /// The MAC to fix it to.
+        mac: Option<Mac>,
+        /// A larger MTU.
+        mtu: Option<u32>,
+        /// Netfilter's sight of bridged frames.
+        netfilter: bool,
+        /// Set it up.
+        up: bool,
+    },
+    /// Give the bridge an address.
+    AddBridgeAddr {
+        /// The bridge.
+        bridge: IfName,
+        /// The address.
+        cidr: Cidr,
+    },
+    /// Lay the cable: the node's end on the bridge and up, the pod's end in its namespace.
+    CreateVeth {
+        /// The node's end.
+        veth: IfName,
+        /// Its MAC, so that nobody picks another.
+        mac: Mac,
+        /// The bridge.
+        bridge: IfName,
+        /// The pod's end.
+        ifname: IfName,
+        /// Its MAC.
+        pod_mac: Mac,
+        /// The MTU of both.
+        mtu: u32,
+    },
+    /// Addresses and routes inside the pod, and its end up.
+    ConfigurePod {
+        /// The pod's end.
+        ifname: IfName,
+        /// Its addresses.
+        addrs: Vec<Cidr>,
+        /// Its routes by their next hops.
+        routes: Vec<(Subnet, IpAddr)>,
+    },
+    /// Set the port's manners, and see that it forwards.
+    OpenPort {
+        /// The node's end.
+        veth: IfName,
+        /// The manners.
+        port: BridgePort,
+    },
+    /// Let the node forward a family.
+    Forward(Family),
+    /// Take an address of an earlier subnet from the bridge.
+    RemoveBridgeAddr(Addr),
+}
+
+/// A bridge to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BridgeSpec {
+    /// Its name.
+    pub name: IfName,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+}
+
+/// What netfilter sees of the bridge's frames: all. A pod that calls a service by its cluster
+/// address and gets a pod on the same bridge is answered over the bridge alone, and the answer's
+/// source has to be turned back there.
+pub const NETFILTER: Bridge = Bridge {
+    nf_call_iptables: true,
+    nf_call_ip6tables: true,
+};
+
+/// The name of the node's end of an attachment's cable: `veth` and 44 bits of the FNV-1a hash of
+/// container and interface. Known without looking, so that DEL finds it whatever has been lost.
+pub fn veth_name(identity: &Identity) -> String {
+    format!("veth{:011x}", hash(identity) >> 20)
+}
+
+/// The MAC of the node's end. Any will do, but it must be set: udev gives links without one of
+/// their own another, at a moment of its choice.
+pub fn veth_mac(identity: &Identity) -> Mac {
+    let [a, b, c, d, e, f, ..] = hash(identity).to_le_bytes();
+    Mac::local_from([a, b, c, d, e, f])
+}
+
+fn hash(identity: &Identity) -> u64 {
+    let text = format!("{}/{}", identity.container_id, identity.ifname);
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// The MAC of the pod's end: that of its first address. When an address goes to another pod, the
+/// neighbours' caches stay right.
+pub fn pod_mac(addrs: &[Cidr]) -> Mac {
+    addrs
+        .first()
+        .map_or(Mac::ZERO, |addr| Mac::for_ip(addr.addr()))
+}
+
+/// Whether the bridge has an address that may be ours, of an earlier subnet: any that is not
+/// wanted, but link-local ones.
+pub fn may_be_stale(wanted: &BridgeWanted, addrs: &[Addr]) -> bool {
+    unwanted(wanted, addrs).next().is_some()
+}
+
+fn unwanted<'a>(wanted: &'a BridgeWanted, addrs: &'a [Addr]) -> impl Iterator<Item = &'a Addr> {
+    addrs.iter().filter(|addr| {
+        let link_local = matches!(addr.cidr.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local());
+        !link_local && !wanted.addrs.contains(&addr.cidr)
+    })
+}
+
+/// Plans an ADD. `addrs` are the pod's, one for each range of the attachment.
+pub fn plan(
+    attachment: &Attachment,
+    veth: &IfName,
+    addrs: &[Cidr],
+    observed: &Observed,
+) -> Result<Vec<Step>, CniError> {
+    let wanted = &attachment.bridge;
+    let mut steps = Vec::new();
+    let mut stale = Vec::new();
+    match &observed.bridge {
+        None => {
+            steps.push(Step::CreateBridge(BridgeSpec {
+                name: wanted.name.clone(),
+                mac: wanted.mac,
+                mtu: attachment.mtu,
+            }));
+            steps.extend(wanted.addrs.iter().map(|cidr| add_addr(wanted, *cidr)));
+        }
+        Some((link, present)) => {
+            steps.extend(alter(wanted, attachment.mtu, link)?);
+            let missing = wanted
+                .addrs
+                .iter()
+                .filter(|cidr| !present.iter().any(|addr| addr.cidr == **cidr));
+            steps.extend(missing.map(|cidr| add_addr(wanted, *cidr)));
+            stale = unwanted(wanted, present)
+                .filter(|addr| is_stale(wanted, addr, &observed.gateways_in_use))
+                .collect();
+        }
+    }
+    let ifname = attachment.identity.ifname.clone();
+    steps.push(Step::CreateVeth {
+        veth: veth.clone(),
+        mac: veth_mac(&attachment.identity),
+        bridge: wanted.name.clone(),
+        ifname: ifname.clone(),
+        pod_mac: pod_mac(addrs),
+        mtu: attachment.mtu,
+    });
+    steps.push(Step::ConfigurePod {
+        ifname,
+        addrs: addrs.to_vec(),
+        routes: routes(attachment, addrs),
+    });
+    let port = BridgePort {
+        hairpin: attachment.hairpin,
+        isolated: attachment.isolated,
+    };
+    steps.push(Step::OpenPort {
+        veth: veth.clone(),
+        port,
+    });
+    // These come last: others rely upon them at once, so they are not undone.
+    if !wanted.addrs.is_empty() {
+        let families = addrs.iter().map(|addr| addr.family());
+        steps.extend(
+            families
+                .filter(|f| !observed.forwarded.contains(f))
+                .map(Step::Forward),
+        );
+    }
+    steps.extend(stale.into_iter().copied().map(Step::RemoveBridgeAddr));
+    Ok(steps)
+}
+
+fn add_addr(wanted: &BridgeWanted, cidr: Cidr) -> Step {
+    Step::AddBridgeAddr {
+        bridge: wanted.name.clone(),
+        cidr,
+    }
+}
+
+fn alter(wanted: &BridgeWanted, mtu: u32, link: &Link) -> Result<Option<Step>, CniError> {
+    let LinkKind::Bridge(settings) = link.kind else {
+        let kind = match link.kind.name() {
+            "" => "a network card",
+            other => other,
+        };
+        let msg = format!(
+            "{} is not a bridge but {kind}: rename it, or name another bridge in delegate.bridge",
+            link.name
+        );
+        return Err(CniError::new(Code::InvalidConfig, msg));
+    };
+    // A MAC of its own is one that was given to it; of a bridge that others made this cannot be
+    // read, so it is given the one that it has now.
+    let mac = match link.mac {
+        Some(mac) if mac.is_for_ip() => None,
+        Some(mac) if mac.is_unicast() => Some(mac),
+        _ => Some(wanted.mac),
+    };
+    let mtu = Some(mtu).filter(|mtu| link.mtu < *mtu);
+    let netfilter = settings != NETFILTER;
+    let nothing = mac.is_none() && mtu.is_none() && !netfilter && link.up;
+    Ok((!nothing).then(|| Step::AlterBridge {
+        bridge: wanted.name.clone(),
+        mac,
+        mtu,
+        netfilter,
+        up: !link.up,
+    }))
+}
+
+/// Ours is what stands in the cluster's networks with the length of a node's subnet, or what a
+/// pod was told as its gateway. It stays while such a pod lives.
+fn is_stale(wanted: &BridgeWanted, addr: &Addr, in_use: &[IpAddr]) -> bool {
+    let subnet = addr.cidr.subnet();
+    let of_ours = wanted
+        .networks
+        .iter()
+        .any(|network| network.contains_subnet(subnet))
+        && wanted
+            .addrs
+            .iter()
+            .any(|ours| ours.prefix() == addr.cidr.prefix())
+        && subnet.gateway() == Some(addr.cidr);
+    of_ours && !in_use.contains(&addr.cidr.addr())
+}
+
+/// The kernel's routes. One to the pod's own subnet is there with its address.
+fn routes(attachment: &Attachment, addrs: &[Cidr]) -> Vec<(Subnet, IpAddr)> {
+    let gateway_for = |family| {
+        let range = attachment
+            .ranges
+            .iter()
+            .find(|range| range.subnet().family() == family)?;
+        Some(range.gateway_cidr().addr())
+    };
+    attachment
+        .routes
+        .iter()
+        .filter(|route| !addrs.iter().any(|addr| addr.subnet() == route.dst))
+        .filter_map(|route| {
+            Some((
+                route.dst,
+                route.gateway.or(gateway_for(route.dst.family()))?,
+            ))
+        })
+        .collect()
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::CreateBridge(spec) => {
+                write!(
+                    f,
+                    "create bridge {} mac {} mtu {}",
+                    spec.name, spec.mac, spec.mtu
+                )
+            }
+            Step::AlterBridge {
+                bridge,
+                mac,
+                mtu,
+                netfilter,
+                up,
+            } => {
+                write!(f, "alter bridge {bridge}")?;
+                if let Some(mac) = mac {
+                    write!(f, " mac {mac}")?;
+                }
+                if let Some(mtu) = mtu {
+                    write!(f, " mtu {mtu}")?;
+                }
+                if *netfilter {
+                    write!(f, " netfilter")?;
+                }
+                if *up { write!(f, " up") } else { Ok(()) }
+            }
+            Step::AddBridgeAddr { bridge, cidr } => write!(f, "add address {cidr} to {bridge}"),
+            Step::CreateVeth {
+                veth,
+                bridge,
+                ifname,
+                pod_mac,
+                mtu,
+                ..
+            } => {
+                write!(
+                    f,
+                    "create veth {veth} on {bridge}, in the pod {ifname} mac {pod_mac} mtu {mtu}"
+                )
+            }
+            Step::ConfigurePod {
+                ifname,
+                addrs,
+                routes,
+            } => {
+                write!(f, "in the pod: {ifname}")?;
+                addrs
+                    .iter()
+                    .try_for_each(|addr| write!(f, " address {addr}"))?;
+                routes
+                    .iter()
+                    .try_for_each(|(dst, gateway)| write!(f, ", route {dst} via {gateway}"))
+            }
+            Step::OpenPort { veth, port } => {
+                write!(
+                    f,
+                    "open port {veth} hairpin {} isolated {}",
+                    port.hairpin, port.isolated
+                )
+            }
+            Step::Forward(family) => write!(f, "forward {family}"),
+            Step::RemoveBridgeAddr(addr) => write!(f, "remove address {addr}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attachment::tests::{ENV, attachment, identity};
+
+    const CONF: &str = r#","delegate":{"isDefaultGateway":true,"hairpinMode":true}"#;
+
+    fn v4() -> String {
+        ENV.replace("IPV6_", "OTHER_")
+    }
+
+    fn cidrs(texts: &[&str]) -> Vec<Cidr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn texts(env: &str, addrs: &[&str], observed: &Observed) -> Vec<String> {
+        let made = attachment(env, CONF).unwrap();
+        let veth = IfName::new("veth1").unwrap();
+        plan(&made, &veth, &cidrs(addrs), observed)
+            .unwrap()
+            .iter()
+            .map(Step::to_string)
+            .collect()
+    }
+
+    fn bridge(mac: &str) -> Link {
+        Link {
+            index: 7,
+            name: IfName::new("cni0").unwrap(),
+            kind: LinkKind::Bridge(NETFILTER),
+            mac: Some(mac.parse().unwrap()),
+            mtu: 1450,
+            up: true,
+            carrier: true,
+            operational: true,
+            master: None,
+            port: None,
+            peer: None,
+            addr_gen_mode: None,
+        }
+    }
+
+    fn on_bridge(link: Link, addrs: &[&str], in_use: &[&str]) -> Observed {
+        Observed {
+            bridge: Some((
+                link,
+                cidrs(addrs).into_iter().map(|c| Addr::new(7, c)).collect(),
+            )),
+            gateways_in_use: in_use.iter().map(|text| text.parse().unwrap()).collect(),
+            forwarded: vec![Family::V4],
+        }
+    }
+
+    const POD: [&str; 3] = [
+        "create veth veth1 on cni0, in the pod eth0 mac 0a:58:0a:f4:03:51 mtu 1450",
+        "in the pod: eth0 address 10.244.3.81/24, route 10.244.0.0/16 via 10.244.3.1, route 0.0.0.0/0 via 10.244.3.1",
+        "open port veth1 hairpin true isolated false",
+    ];
+
+    #[test]
+    fn the_first_pod_of_a_node() {
+        let steps = texts(
+            ENV,
+            &["10.244.3.81/24", "fd00:0:0:3::51/64"],
+            &Observed::default(),
+        );
+        assert_eq!(
+            steps,
+            [
+                "create bridge cni0 mac 0a:58:0a:f4:03:01 mtu 1450",
+                "add address 10.244.3.1/24 to cni0",
+                "add address fd00:0:0:3::1/64 to cni0",
+                "create veth veth1 on cni0, in the pod eth0 mac 0a:58:0a:f4:03:51 mtu 1450",
+                "in the pod: eth0 address 10.244.3.81/24 address fd00:0:0:3::51/64, \
+                 route 10.244.0.0/16 via 10.244.3.1, route fd00::/48 via fd00:0:0:3::1, \
+                 route 0.0.0.0/0 via 10.244.3.1, route ::/0 via fd00:0:0:3::1",
+                "open port veth1 hairpin true isolated false",
+                "forward IPv4",
+                "forward IPv6",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_later_pod_touches_nothing_but_its_cable() {
+        let observed = on_bridge(
+            bridge("0a:58:0a:f4:03:01"),
+            &["10.244.3.1/24", "fe80::1/64"],
+            &[],
+        );
+        assert_eq!(texts(&v4(), &["10.244.3.81/24"], &observed), POD);
+    }
+
+    #[test]
+    fn a_bridge_that_others_made_is_completed() {
+        let mut link = bridge("9e:00:00:00:00:01");
+        link.kind = LinkKind::Bridge(Bridge::default());
+        link.mtu = 1400;
+        link.up = false;
+        let observed = on_bridge(link, &["10.244.3.1/24"], &[]);
+        let steps = texts(&v4(), &["10.244.3.81/24"], &observed);
+        assert_eq!(
+            steps[0],
+            "alter bridge cni0 mac 9e:00:00:00:00:01 mtu 1450 netfilter up"
+        );
+        let empty = on_bridge(bridge("00:00:00:00:00:00"), &["10.244.3.1/24"], &[]);
+        let steps = texts(&v4(), &["10.244.3.81/24"], &empty);
+        assert_eq!(steps[0], "alter bridge cni0 mac 0a:58:0a:f4:03:01");
+    }
+
+    #[test]
+    fn the_bridge_follows_a_changed_subnet() {
+        let addrs = [
+            "10.244.9.1/24",
+            "192.0.2.1/24",
+            "10.244.8.1/24",
+            "10.244.7.5/24",
+        ];
+        let observed = on_bridge(bridge("0a:58:0a:f4:09:01"), &addrs, &["10.244.8.1"]);
+        let steps = texts(&v4(), &["10.244.3.81/24"], &observed);
+        assert_eq!(steps[0], "add address 10.244.3.1/24 to cni0");
+        // What old pods still use, what is another's, and what is no gateway's stays.
+        assert_eq!(steps.last().unwrap(), "remove address 10.244.9.1/24 dev #7");
+        assert_eq!(steps.len(), POD.len() + 2);
+        let made = attachment(&v4(), CONF).unwrap();
+        assert!(may_be_stale(&made.bridge, &observed.bridge.unwrap().1));
+    }
+
+    #[test]
+    fn a_name_that_is_taken_by_something_else() {
+        let mut link = bridge("0a:58:0a:f4:03:01");
+        link.kind = LinkKind::Veth;
+        let made = attachment(&v4(), CONF).unwrap();
+        let veth = IfName::new("veth1").unwrap();
+        let error = plan(&made, &veth, &[], &on_bridge(link, &[], &[])).unwrap_err();
+        assert!(
+            error.msg.starts_with("cni0 is not a bridge but veth"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_cluster_of_one_subnet_needs_no_route_to_it() {
+        let env = v4().replace("10.244.0.0/16", "10.244.3.0/24");
+        let steps = texts(&env, &["10.244.3.81/24"], &Observed::default());
+        assert!(
+            steps[3].ends_with("eth0 address 10.244.3.81/24, route 0.0.0.0/0 via 10.244.3.1"),
+            "{}",
+            steps[3]
+        );
+    }
+
+    #[test]
+    fn veths_are_named_by_their_attachment() {
+        let name = veth_name(&identity("c1"));
+        assert_eq!(name, veth_name(&identity("c1")));
+        assert_ne!(name, veth_name(&identity("c2")));
+        assert_eq!(IfName::new(&name).unwrap().len(), 15);
+        assert!(veth_mac(&identity("c1")).is_unicast());
+    }
+}

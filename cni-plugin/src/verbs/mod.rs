@@ -1,0 +1,4 @@
+//! The operations of the CNI specification.
+
+pub mod add;
+pub mod del;

@@ -1,0 +1,217 @@
+//! A node and its runtime: a private namespace, the plugin's directories, and calls.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use hostnet::atomic_file;
+use hostnet::testkit::{Ns, Snapshot};
+use serde_json::{Value, json};
+
+/// A node whose pods hang on `cni0`.
+pub(crate) struct Node {
+    pub(crate) host: Ns,
+    dir: tempfile::TempDir,
+    version: &'static str,
+    extra: Value,
+}
+
+/// What came of a call.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) ok: bool,
+    pub(crate) json: Value,
+}
+
+impl Reply {
+    /// The result of an ADD that must have succeeded.
+    pub(crate) fn result(self) -> Value {
+        assert!(self.ok, "{:#}", self.json);
+        self.json
+    }
+
+    /// Code and message of a call that must have failed.
+    pub(crate) fn error(self) -> (u64, String) {
+        assert!(!self.ok, "{:#}", self.json);
+        let code = self.json["code"].as_u64().unwrap();
+        (code, self.json["msg"].as_str().unwrap().to_owned())
+    }
+
+    /// The first address of a result, without its length.
+    pub(crate) fn addr(self) -> String {
+        let result = self.result();
+        let cidr = result["ips"][0]["address"].as_str().unwrap();
+        cidr.split('/').next().unwrap().to_owned()
+    }
+}
+
+pub(crate) const SUBNET: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\n\
+    FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+
+pub(crate) const DUAL: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\n\
+    FLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:3::1/64\n\
+    FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+
+impl Node {
+    /// A node with the subnet 10.244.3.0/24.
+    pub(crate) fn new() -> Node {
+        let node = Node::without_subnet();
+        node.set_subnet(SUBNET);
+        node
+    }
+
+    /// A node on which flanneld has not yet run.
+    pub(crate) fn without_subnet() -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        Node {
+            host: Ns::new("node"),
+            dir,
+            version: "1.1.0",
+            extra: json!({}),
+        }
+    }
+
+    /// The configuration's version.
+    pub(crate) fn with_version(mut self, version: &'static str) -> Node {
+        self.version = version;
+        self
+    }
+
+    /// Further keys of the configuration, over the usual ones.
+    pub(crate) fn set_extra(&mut self, extra: Value) {
+        self.extra = extra;
+    }
+
+    pub(crate) fn set_subnet(&self, text: &str) {
+        self.put("subnet.env", text);
+    }
+
+    /// Writes a file below the node's directory.
+    pub(crate) fn put(&self, name: &str, contents: &str) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        atomic_file::replace(path, contents.as_bytes(), 0o600).unwrap();
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn config(&self) -> Value {
+        let mut config = json!({
+            "cniVersion": self.version,
+            "name": "cbr0",
+            "type": "twill-cni",
+            "subnetFile": self.path("subnet.env"),
+            "stateDir": self.path("twill"),
+            "dataDir": self.path("flannel"),
+            "ipam": {"dataDir": self.path("networks")},
+            "delegate": {"hairpinMode": true, "isDefaultGateway": true},
+        });
+        for (key, value) in self.extra.as_object().unwrap() {
+            match (config.get_mut(key), value) {
+                (Some(Value::Object(object)), Value::Object(more)) => object.extend(more.clone()),
+                _ => config[key] = value.clone(),
+            }
+        }
+        config
+    }
+
+    /// Starts a call; its standard input is written and closed.
+    pub(crate) fn start(&self, verb: &str, id: &str, netns: &str) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_twill-cni"));
+        command
+            .env_clear()
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", id)
+            .env("CNI_NETNS", netns)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", "/opt/cni/bin")
+            .env(
+                "CNI_ARGS",
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=x",
+            )
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = self.host.run(|| command.spawn()).unwrap();
+        // A process that fails before it reads has closed the pipe.
+        let _ = child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(self.config().to_string().as_bytes());
+        child
+    }
+
+    pub(crate) fn call(&self, verb: &str, id: &str, netns: &str) -> Reply {
+        finish(self.start(verb, id, netns))
+    }
+
+    pub(crate) fn add(&self, id: &str, pod: &Ns) -> Reply {
+        self.call("ADD", id, &pod.path())
+    }
+
+    pub(crate) fn del(&self, id: &str, netns: &str) {
+        let reply = self.call("DEL", id, netns);
+        assert!(reply.ok, "{:#}", reply.json);
+        assert_eq!(reply.json, Value::Null, "DEL prints nothing");
+    }
+
+    /// The addresses that are reserved.
+    pub(crate) fn reserved(&self) -> BTreeSet<String> {
+        names(&self.path("networks/cbr0"))
+            .into_iter()
+            .filter(|name| name.parse::<std::net::IpAddr>().is_ok())
+            .collect()
+    }
+
+    /// All that the plugin keeps on disk for attachments, and whatever else lies there.
+    pub(crate) fn kept(&self) -> Vec<String> {
+        let mut kept = names(&self.path("networks/cbr0"));
+        kept.retain(|name| name != "lock" && !name.starts_with("last_reserved_ip."));
+        kept.extend(names(&self.path("twill")));
+        kept
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot::of(&self.host)
+    }
+
+    /// The bridge's ports.
+    pub(crate) fn ports(&self) -> Vec<String> {
+        let bridge = self.host.link("cni0").index;
+        let ports = self.host.rtnl().ports(bridge).unwrap();
+        ports.iter().map(|port| port.name.to_string()).collect()
+    }
+}
+
+/// Waits for a call to end and reads its answer; nothing but JSON is allowed on standard output.
+pub(crate) fn finish(child: Child) -> Reply {
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let json = match text.as_str() {
+        "" => Value::Null,
+        text => serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}")),
+    };
+    assert!(
+        output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Reply {
+        ok: output.status.success(),
+        json,
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect(),
+        Err(_) => Vec::new(),
+    }
+}
