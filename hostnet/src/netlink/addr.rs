@@ -83,7 +83,7 @@ impl Addr {
         message
     }
 
-    fn from_message(message: &AddressMessage) -> Option<Addr> {
+    pub(super) fn from_message(message: &AddressMessage) -> Option<Addr> {
         let header = &message.header;
         let mut flags = AddressFlags::from_bits_retain(header.flags.bits().into());
         let (mut local, mut address, mut broadcast) = (None, None, None);

@@ -80,6 +80,11 @@ impl Error {
         self.is_errno(&[libc::EEXIST])
     }
 
+    /// Whether messages were lost because nobody read them in time (`ENOBUFS`).
+    pub fn is_overrun(&self) -> bool {
+        matches!(self, Error::Socket { source, .. } if source.raw_os_error() == Some(libc::ENOBUFS))
+    }
+
     /// Whether the object to change or delete was not there: the kernel says this in many ways
     /// (no device, no such address, no such route, no such neighbour).
     pub fn is_absent(&self) -> bool {

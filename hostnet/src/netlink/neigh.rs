@@ -103,7 +103,7 @@ impl Neigh {
         message
     }
 
-    fn from_message(message: &NeighbourMessage) -> Option<Neigh> {
+    pub(super) fn from_message(message: &NeighbourMessage) -> Option<Neigh> {
         let (addr, mac) = addresses(message);
         Some(Neigh {
             link: message.header.ifindex,
@@ -144,7 +144,7 @@ impl FdbEntry {
         message
     }
 
-    fn from_message(message: &NeighbourMessage) -> Option<FdbEntry> {
+    pub(super) fn from_message(message: &NeighbourMessage) -> Option<FdbEntry> {
         let (dst, mac) = addresses(message);
         Some(FdbEntry {
             link: message.header.ifindex,

@@ -180,7 +180,7 @@ impl Route {
         message
     }
 
-    fn from_message(message: &RouteMessage) -> Option<Route> {
+    pub(super) fn from_message(message: &RouteMessage) -> Option<Route> {
         let header = &message.header;
         let family = match header.address_family {
             AddressFamily::Inet => Family::V4,

@@ -70,7 +70,7 @@ pub struct Rtnl {
 }
 
 /// One message of the kernel's.
-enum Answer {
+pub(super) enum Answer {
     /// An object.
     Object(RouteNetlinkMessage),
     /// The request is done, or failed.
@@ -386,7 +386,9 @@ fn encode(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8> {
 }
 
 /// Reads one message; `None` for those that say nothing.
-fn decode(message: &NetlinkBuffer<&[u8]>) -> std::result::Result<Option<Answer>, DecodeError> {
+pub(super) fn decode(
+    message: &NetlinkBuffer<&[u8]>,
+) -> std::result::Result<Option<Answer>, DecodeError> {
     let body = message.payload();
     let code = |body: &[u8]| body.first_chunk().copied().map_or(0, i32::from_ne_bytes);
     let end = |code: i32, ack: ExtAck| match code {

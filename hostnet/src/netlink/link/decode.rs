@@ -11,7 +11,7 @@ use super::{AddrGenMode, Bridge, BridgePort, Link, LinkKind, LinkPeer, Vxlan};
 use crate::vocab::{IfName, Mac};
 
 /// Reads a link; `None` if the message has no name or one that cannot be.
-pub(super) fn link(message: &LinkMessage) -> Option<Link> {
+pub(in crate::netlink) fn link(message: &LinkMessage) -> Option<Link> {
     let flags = message.header.flags;
     let mut name = None;
     let mut peer_index = None;

@@ -187,6 +187,8 @@ impl LinkKind {
     }
 }
 
+pub(super) use self::decode::link as from_message;
+
 /// Without statistics, a third of the size.
 fn brief(mut message: LinkMessage) -> LinkMessage {
     message
