@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use hostnet::nft::{self, Changes};
-use hostnet::vocab::{IfName, Mac};
+use hostnet::vocab::{Family, IfName, Mac};
 
 pub use self::op::Op;
 use crate::state::{Device, State};
@@ -20,34 +20,73 @@ use crate::state::{Device, State};
 /// What leads from `observed` to `desired`. Equal states give nothing. A switch that is only
 /// observed stays as it is.
 pub fn diff(observed: &State, desired: &State) -> Vec<Op> {
+    // Devices that are missing, or of another kind: what lay on them goes, their own switches too.
+    let made: BTreeSet<&IfName> = desired
+        .devices
+        .iter()
+        .filter(|(name, want)| {
+            let have = observed.devices.get(name);
+            have.is_none_or(|have| have.kind != want.kind)
+        })
+        .map(|(name, _)| name)
+        .collect();
     let mut plan = Plan::default();
     for (name, want) in &desired.devices {
         let have = observed.devices.get(name);
-        let have = match have {
-            Some(have) if have.kind == want.kind => Some(have),
-            _ => {
-                if have.is_some() {
-                    plan.links.push(Op::DeleteLink { dev: name.clone() });
-                }
-                plan.links.push(Op::CreateLink {
-                    dev: name.clone(),
-                    kind: want.kind.clone(),
-                    mac: want.mac,
-                    mtu: want.mtu,
-                });
-                None
+        if made.contains(name) {
+            if have.is_some() {
+                plan.links.push(Op::DeleteLink { dev: name.clone() });
             }
-        };
-        plan.device(name, have, want);
+            plan.links.push(Op::CreateLink {
+                dev: name.clone(),
+                kind: want.kind.clone(),
+                mac: want.mac,
+                mtu: want.mtu,
+            });
+        }
+        plan.device(name, have.filter(|_| !made.contains(name)), want);
     }
     for name in observed.devices.keys() {
         if !desired.devices.contains_key(name) {
             plan.remove_links.push(Op::DeleteLink { dev: name.clone() });
         }
     }
-    plan.routes(observed, desired);
+    for (key, want) in &desired.routes {
+        let have = observed
+            .routes
+            .get(key)
+            .filter(|have| !made.contains(&have.dev));
+        if have != Some(want) {
+            // IPv6 refuses an onlink gateway that another device leads to
+            // (`ip6_route_check_nh_onlink`), as the old route to the same subnet does.
+            let in_the_way = have.filter(|have| {
+                key.dst.family() == Family::V6 && want.onlink && have.dev != want.dev
+            });
+            plan.routes.extend(in_the_way.map(|have| Op::DeleteRoute {
+                key: *key,
+                route: have.clone(),
+            }));
+            plan.routes.push(Op::SetRoute {
+                key: *key,
+                route: want.clone(),
+            });
+        }
+    }
+    for (key, have) in &observed.routes {
+        let goes_with_device = made.contains(&have.dev)
+            || observed.devices.contains_key(&have.dev) && !desired.devices.contains_key(&have.dev);
+        if !desired.routes.contains_key(key) && !goes_with_device {
+            plan.remove_routes.push(Op::DeleteRoute {
+                key: *key,
+                route: have.clone(),
+            });
+        }
+    }
     for (key, value) in &desired.sysctls {
-        if observed.sysctls.get(key) != Some(value) {
+        let is_lost = key
+            .split('/')
+            .any(|part| made.iter().any(|name| ***name == *part));
+        if is_lost || observed.sysctls.get(key) != Some(value) {
             plan.sysctls.push(Op::SetSysctl {
                 key: key.clone(),
                 value: value.clone(),
@@ -151,34 +190,6 @@ impl Plan {
                     dev: dev(),
                     mac,
                     dst,
-                });
-            }
-        }
-    }
-
-    fn routes(&mut self, observed: &State, desired: &State) {
-        // With a device go its routes.
-        let goes = |dev: &IfName| {
-            let (have, want) = (observed.devices.get(dev), desired.devices.get(dev));
-            have.is_some_and(|have| want.is_none_or(|want| have.kind != want.kind))
-        };
-        // One that is made anew drops them before the new ones are set, one that is taken away
-        // after that.
-        let dropped = |dev: &IfName| goes(dev) && desired.devices.contains_key(dev);
-        for (key, want) in &desired.routes {
-            let have = observed.routes.get(key).filter(|have| !dropped(&have.dev));
-            if have != Some(want) {
-                self.routes.push(Op::SetRoute {
-                    key: *key,
-                    route: want.clone(),
-                });
-            }
-        }
-        for (key, have) in &observed.routes {
-            if !desired.routes.contains_key(key) && !goes(&have.dev) {
-                self.remove_routes.push(Op::DeleteRoute {
-                    key: *key,
-                    route: have.clone(),
                 });
             }
         }

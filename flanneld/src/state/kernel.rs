@@ -68,7 +68,7 @@ impl Kernel {
         }
         for neigh in &self.neighs {
             if let Some(device) = devices.get_mut(&neigh.link)
-                && neigh.state == NeighState::Permanent
+                && is_permanent(neigh.state)
                 && let Some(mac) = neigh.mac
             {
                 device.neighs.insert(neigh.addr, mac);
@@ -76,7 +76,7 @@ impl Kernel {
         }
         for entry in &self.fdb {
             if let Some(device) = devices.get_mut(&entry.link)
-                && entry.state == NeighState::Permanent
+                && is_permanent(entry.state)
                 && let Some(dst) = entry.dst
             {
                 device.fdb.insert((entry.mac, dst));
@@ -154,6 +154,18 @@ fn device(link: &Link, names: &BTreeMap<u32, &IfName>) -> Device {
         addrs: BTreeSet::new(),
         neighs: BTreeMap::new(),
         fdb: BTreeSet::new(),
+    }
+}
+
+/// `NUD_PERMANENT` (include/uapi/linux/neighbour.h). States are bits: `bridge fdb` sets
+/// `NUD_NOARP` beside it.
+const NUD_PERMANENT: u16 = 0x80;
+
+fn is_permanent(state: NeighState) -> bool {
+    match state {
+        NeighState::Permanent => true,
+        NeighState::Other(bits) => bits & NUD_PERMANENT != 0,
+        NeighState::NoArp | NeighState::Reachable | NeighState::Stale => false,
     }
 }
 

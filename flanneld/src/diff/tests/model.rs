@@ -60,11 +60,14 @@ impl<'a> Model<'a> {
                 };
                 let there = self.state.devices.insert(dev.clone(), device);
                 assert_eq!(there, None, "{op}: it is there");
+                let own = accept_ra(dev);
+                self.state.sysctls.insert(own, "1".to_owned());
             }
             Op::DeleteLink { dev } => {
                 let there = self.state.devices.remove(dev);
                 assert!(there.is_some(), "{op}: it is not there");
                 self.state.routes.retain(|_, route| route.dev != *dev);
+                self.state.sysctls.remove(&accept_ra(dev));
             }
             Op::SetMac { dev, mac } => {
                 let device = self.device(dev, op);
@@ -74,6 +77,8 @@ impl<'a> Model<'a> {
             Op::SetMtu { dev, mtu } => self.device(dev, op).mtu = *mtu,
             Op::SetUp { dev } => self.device(dev, op).up = true,
             Op::SetSysctl { key, value } => {
+                let there = key == "ipv4/ip_forward" || self.state.sysctls.contains_key(key);
+                assert!(there, "{op}: no such switch");
                 self.state.sysctls.insert(key.clone(), value.clone());
             }
             Op::AddAddr { dev, addr } => {
@@ -125,7 +130,7 @@ impl<'a> Model<'a> {
                 assert!(there, "{op}: it is not there");
             }
             Op::SetRoute { key, route } => {
-                self.check_route(op, route);
+                self.check_route(op, key, route);
                 self.state.routes.insert(*key, route.clone());
             }
             Op::DeleteRoute { key, route } => {
@@ -136,7 +141,11 @@ impl<'a> Model<'a> {
     }
 
     /// A route needs its device up; by ours a packet arrives only if the neighbours are there.
-    fn check_route(&mut self, op: &Op, route: &Route) {
+    fn check_route(&mut self, op: &Op, key: &RouteKey, route: &Route) {
+        let old = self.state.routes.get(key);
+        if old.is_some_and(|old| old.dev != route.dev) && key.dst.family() == Family::V6 {
+            assert!(!route.onlink, "{op}: the gateway is by another device");
+        }
         if *route.dev == *"eth0" {
             return;
         }
@@ -147,6 +156,11 @@ impl<'a> Model<'a> {
             assert_eq!(device.neighs.get(addr), Some(mac), "{op}: no neighbour yet");
         }
     }
+}
+
+/// A switch that comes and goes with a device.
+fn accept_ra(dev: &str) -> String {
+    format!("ipv6/conf/{dev}/accept_ra")
 }
 
 /// States that the kernel can hold: as desired ones, but devices may be down, which costs their
@@ -174,7 +188,7 @@ pub(super) fn desired_states() -> impl Strategy<Value = State> {
     let names = ["flannel.1", "flannel.2", "flannel-v6.1"];
     let devices = names.map(|name| prop::option::of(device(name)));
     let routes = prop::collection::btree_map(key(), route(), 0..8);
-    let value = || prop::option::of(prop::sample::select(vec!["0", "1"]));
+    let value = || prop::sample::select(vec!["0", "1"]);
     let sysctls = [value(), value()];
     let tables = Family::ALL.map(|family| prop::option::of(table(family)));
     (devices, routes, sysctls, tables).prop_map(move |(devices, routes, sysctls, tables)| {
@@ -187,15 +201,15 @@ pub(super) fn desired_states() -> impl Strategy<Value = State> {
             .into_iter()
             .filter(|(_, route)| *route.dev == *"eth0" || devices.contains_key(&route.dev))
             .collect();
-        let keys = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
+        let [forward, own] = sysctls;
+        let mut sysctls = BTreeMap::from([("ipv4/ip_forward".to_owned(), forward.to_owned())]);
+        for dev in devices.keys() {
+            sysctls.insert(accept_ra(dev), own.to_owned());
+        }
         State {
             devices,
             routes,
-            sysctls: keys
-                .iter()
-                .zip(sysctls)
-                .filter_map(|(key, value)| Some(((*key).to_owned(), value?.to_owned())))
-                .collect(),
+            sysctls,
             tables: tables
                 .into_iter()
                 .flatten()
@@ -248,9 +262,15 @@ fn device(name: &str) -> impl Strategy<Value = Device> + use<> {
 }
 
 fn key() -> impl Strategy<Value = RouteKey> {
-    (1u8..6, 0u32..2).prop_map(|(n, metric)| RouteKey {
-        dst: node_subnet(Family::V4, n),
-        metric,
+    (1u8..6, 0u32..3).prop_map(|(n, choice)| match choice {
+        2 => RouteKey {
+            dst: node_subnet(Family::V6, n),
+            metric: 1024,
+        },
+        metric => RouteKey {
+            dst: node_subnet(Family::V4, n),
+            metric,
+        },
     })
 }
 

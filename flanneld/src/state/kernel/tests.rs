@@ -138,6 +138,7 @@ fn learned_neighbours_and_entries_are_not_ours() {
             neigh(ETH0, NeighState::Permanent),
         ],
         fdb: vec![
+            entry(2, FLANNEL, NeighState::Other(0xc0), Some(dst)),
             entry(3, FLANNEL, NeighState::Permanent, Some(dst)),
             entry(4, FLANNEL, NeighState::Reachable, Some(dst)),
             entry(5, FLANNEL, NeighState::Permanent, None),
@@ -147,7 +148,7 @@ fn learned_neighbours_and_entries_are_not_ours() {
     };
     let state = kernel.ours();
     assert!(flannel(&state).neighs.is_empty());
-    assert_eq!(flannel(&state).fdb, [(mac(3), dst)].into());
+    assert_eq!(flannel(&state).fdb, [(mac(2), dst), (mac(3), dst)].into());
     let kernel = Kernel {
         neighs: vec![neigh(FLANNEL, NeighState::Permanent)],
         ..host()
