@@ -10,6 +10,7 @@ pub mod health;
 pub mod index;
 pub mod interfaces;
 pub mod metrics;
+pub mod nft;
 pub mod plan;
 pub mod run;
 pub mod sync;

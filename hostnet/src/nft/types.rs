@@ -54,6 +54,23 @@ pub enum Datum {
 }
 
 impl Datum {
+    /// The reverse of [`Datum::to_bytes`]. None if the length is another.
+    fn from_bytes(field: FieldType, bytes: &[u8]) -> Option<Datum> {
+        Some(match field {
+            FieldType::Ipv4Addr => Datum::Addr(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),
+            FieldType::Ipv6Addr => Datum::Addr(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)),
+            FieldType::InetProto => Datum::Proto(Proto(*bytes.first()?)),
+            FieldType::InetService => Datum::Port(u16::from_be_bytes(bytes.try_into().ok()?)),
+            FieldType::Mark | FieldType::Integer | FieldType::Bits(_) => {
+                Datum::Number(u32::from_ne_bytes(bytes.try_into().ok()?))
+            }
+            FieldType::IfName => {
+                let name = bytes.split(|b| *b == 0).next()?;
+                Datum::Interface(String::from_utf8(name.to_vec()).ok()?)
+            }
+        })
+    }
+
     /// The bytes that registers and keys hold, without padding.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         match self {
@@ -308,6 +325,14 @@ impl KeyType {
             at += field.len().next_multiple_of(4);
         }
         Some(out)
+    }
+
+    /// What a key holds, field by field. None if it is a range, or not of this type.
+    pub fn decode(&self, key: &Key) -> Option<Vec<Datum>> {
+        self.split(&key.0)?
+            .into_iter()
+            .map(|(field, bytes)| Datum::from_bytes(field, bytes))
+            .collect()
     }
 
     /// A key as nft writes it: `10.96.0.10 . udp . 53`, or hexadecimal if it is not of this type.

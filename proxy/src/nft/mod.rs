@@ -1,0 +1,18 @@
+//! The nf_tables backend: the plan as elements of a few maps, whatever the number of services.
+//!
+//! * `layout`: the fixed chains and maps, and the way of a packet through them;
+//! * `desired`: what a service port is in the maps; `slots`: which endpoint has which slot;
+//! * `observe`: what the kernel's table says about slots, so that a restart moves nothing;
+//! * `diff`: from changes of the plan to operations, with what has to wait for packets on their way;
+//! * `apply`: [`NftBackend`], which sends them.
+
+mod apply;
+mod desired;
+mod diff;
+mod layout;
+mod observe;
+mod slots;
+#[cfg(test)]
+mod tests;
+
+pub use apply::{NftBackend, NftError};

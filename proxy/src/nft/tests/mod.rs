@@ -1,0 +1,6 @@
+//! The backend against a model of the kernel, against the kernel, and with packets.
+
+mod listing;
+mod model;
+mod packets;
+mod world;
