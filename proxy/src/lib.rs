@@ -12,5 +12,6 @@ pub mod interfaces;
 pub mod metrics;
 pub mod nft;
 pub mod plan;
+pub mod ports;
 pub mod run;
 pub mod sync;
