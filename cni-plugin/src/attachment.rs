@@ -62,26 +62,8 @@ impl Attachment {
         settings: &Settings,
         env: &SubnetEnv,
     ) -> Result<Attachment, CniError> {
-        // Flannel's rule: where flanneld does not masquerade, the plugin has to.
-        if !env.ip_masq {
-            let msg = format!(
-                "{} has FLANNEL_IPMASQ=false, which asks the plugin to masquerade: this is not \
-                 supported, run flanneld with --ip-masq",
-                settings.subnet_file.display()
-            );
-            return Err(CniError::new(Code::UnsupportedField, msg));
-        }
         let families: Vec<&FamilyEnv> = env.families().collect();
-        let ranges = families
-            .iter()
-            .map(|family| {
-                Range::of_subnet(family.subnet.subnet()).map_err(|error| {
-                    let mut told = CniError::of(Code::InvalidConfig, &error);
-                    told.msg = format!("{}: {}", settings.subnet_file.display(), told.msg);
-                    told
-                })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let ranges = ranges(settings, env)?;
         let gateways: Vec<Cidr> = ranges.iter().map(Range::gateway_cidr).collect();
         let mac = gateways
             .first()
@@ -108,6 +90,25 @@ impl Attachment {
             ranges,
         })
     }
+}
+
+/// Where pods' addresses come from, one range for each family, IPv4 first.
+pub fn ranges(settings: &Settings, env: &SubnetEnv) -> Result<Vec<Range>, CniError> {
+    let file = settings.subnet_file.display();
+    // Flannel's rule: where flanneld does not masquerade, the plugin has to.
+    if !env.ip_masq {
+        let msg = format!(
+            "{file} has FLANNEL_IPMASQ=false, which asks the plugin to masquerade: this is not \
+             supported, run flanneld with --ip-masq"
+        );
+        return Err(CniError::new(Code::UnsupportedField, msg));
+    }
+    env.families()
+        .map(|family| {
+            Range::of_subnet(family.subnet.subnet())
+                .map_err(|error| CniError::new(Code::InvalidConfig, format!("{file}: {error}")))
+        })
+        .collect()
 }
 
 /// The order of flannel's plugin: configured routes, the cluster's networks, then the default.
@@ -216,8 +217,9 @@ pub(crate) mod tests {
         let error = attachment(&ENV.replace("/24", "/32"), "").unwrap_err();
         assert_eq!(error.code, Code::InvalidConfig);
         assert!(
-            error.msg.starts_with("/run/flannel/subnet.env: ")
-                && error.msg.contains("10.244.3.1/32"),
+            error
+                .msg
+                .starts_with("/run/flannel/subnet.env: the subnet 10.244.3.1/32 is too small"),
             "{error}"
         );
         let error = attachment(&ENV.replace("IPMASQ=true", "IPMASQ=false"), "").unwrap_err();

@@ -30,6 +30,8 @@ pub enum Code {
     NotAvailable = 50,
     /// The kernel refused a change (codes from 100 on are the plugin's own).
     Kernel = 100,
+    /// CHECK: the attachment is not as ADD made it.
+    Changed = 101,
 }
 
 /// What went wrong. Its JSON form goes to standard output.

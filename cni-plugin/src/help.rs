@@ -10,7 +10,7 @@ and routes. It is called by the container runtime, not by hand.
 
 The runtime calls it as the CNI specification says (https://www.cni.dev/docs/spec/):
 
-  CNI_COMMAND      ADD, DEL or VERSION
+  CNI_COMMAND      ADD, DEL, CHECK, STATUS, GC or VERSION
   CNI_CONTAINERID  the container's id
   CNI_NETNS        the path of its network namespace
   CNI_IFNAME       the interface to make inside, usually eth0

@@ -48,19 +48,32 @@ pub fn serve(mut raw: RawRequest, mut config: impl Read) -> Result<String, Strin
 }
 
 fn dispatch(verb: Verb, raw: &RawRequest, config: &Config) -> Result<String, CniError> {
+    let (since, version) = (verb.since(), config.place.version);
+    if version < since {
+        let msg = format!("{verb:?} came with cniVersion {since}, the configuration has {version}");
+        return Err(CniError::new(Code::IncompatibleVersion, msg));
+    }
     match verb {
         Verb::Add => {
             let outcome = verbs::add::add(&Target::of(raw, true)?, config)?;
-            Ok(outcome.to_json(config.place.version))
+            Ok(outcome.to_json(version))
         }
         Verb::Del => {
             verbs::del::del(&Target::of(raw, false)?, &config.place)?;
             Ok(String::new())
         }
-        Verb::Check | Verb::Status | Verb::Gc => Err(CniError::new(
-            Code::UnsupportedField,
-            format!("{verb:?} is not supported"),
-        )),
+        Verb::Check => {
+            verbs::check::check(&Target::of(raw, true)?, config)?;
+            Ok(String::new())
+        }
+        Verb::Status => {
+            verbs::status::status(config)?;
+            Ok(String::new())
+        }
+        Verb::Gc => {
+            verbs::gc::gc(config)?;
+            Ok(String::new())
+        }
         Verb::Version => Ok(version::answer()),
     }
 }

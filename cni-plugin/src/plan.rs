@@ -219,17 +219,7 @@ fn add_addr(wanted: &BridgeWanted, cidr: Cidr) -> Step {
 }
 
 fn alter(wanted: &BridgeWanted, mtu: u32, link: &Link) -> Result<Option<Step>, CniError> {
-    let LinkKind::Bridge(settings) = link.kind else {
-        let kind = match link.kind.name() {
-            "" => "a network card",
-            other => other,
-        };
-        let msg = format!(
-            "{} is not a bridge but {kind}: rename it, or name another bridge in delegate.bridge",
-            link.name
-        );
-        return Err(CniError::new(Code::InvalidConfig, msg));
-    };
+    let settings = bridge_settings(link)?;
     // A MAC of its own is one that was given to it; of a bridge that others made this cannot be
     // read, so it is given the one that it has now.
     let mac = match link.mac {
@@ -247,6 +237,22 @@ fn alter(wanted: &BridgeWanted, mtu: u32, link: &Link) -> Result<Option<Step>, C
         netfilter,
         up: !link.up,
     }))
+}
+
+/// The settings of what must be a bridge.
+pub fn bridge_settings(link: &Link) -> Result<Bridge, CniError> {
+    let LinkKind::Bridge(settings) = link.kind else {
+        let kind = match link.kind.name() {
+            "" => "a network card",
+            other => other,
+        };
+        let msg = format!(
+            "{} is not a bridge but {kind}: rename it, or name another bridge in delegate.bridge",
+            link.name
+        );
+        return Err(CniError::new(Code::InvalidConfig, msg));
+    };
+    Ok(settings)
 }
 
 /// Ours is what stands in the cluster's networks with the length of a node's subnet, or what a

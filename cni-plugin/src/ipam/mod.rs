@@ -5,4 +5,4 @@ mod range;
 mod store;
 
 pub use range::{Range, RangeError};
-pub use store::{IpamError, Store};
+pub use store::{IpamError, Owner, Store};

@@ -149,12 +149,15 @@ impl Store {
 
     /// Whether an address is reserved for this attachment.
     pub fn is_owner(&self, owner: &Identity, addr: IpAddr) -> Result<bool, IpamError> {
+        Ok(self.owner(addr)?.is_some_and(|found| found.is(owner)))
+    }
+
+    /// Whom an address is reserved for; `None` if for nobody, or by a file that tells nothing.
+    fn owner(&self, addr: IpAddr) -> Result<Option<Owner>, IpamError> {
         let path = self.file(addr);
-        match fs::read_to_string(&path) {
-            Ok(contents) => Ok(is_owner(&contents, owner)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            // Not text: not ours.
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(false),
+        match fs::read(&path) {
+            Ok(contents) => Ok(Owner::parse(&String::from_utf8_lossy(&contents))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(IpamError::File {
                 operation: "read",
                 path,
@@ -166,22 +169,32 @@ impl Store {
     /// The addresses that are reserved for an attachment. This reads every reservation: for
     /// attachments of which there is no record.
     pub fn owned_by(&self, owner: &Identity) -> Result<Vec<IpAddr>, IpamError> {
+        let all = self.reservations()?.into_iter();
+        Ok(all
+            .filter(|(_, found)| found.is(owner))
+            .map(|(addr, _)| addr)
+            .collect())
+    }
+
+    /// All reservations. Without a directory there are none.
+    pub fn reservations(&self) -> Result<Vec<(IpAddr, Owner)>, IpamError> {
         let failed = |source| IpamError::File {
             operation: "list",
             path: self.dir.clone(),
             source,
         };
-        let mut owned = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed)?,
+        };
+        let mut all = Vec::new();
+        for entry in entries {
             let name = entry.map_err(failed)?.file_name();
-            let Some(addr) = name.to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            if self.is_owner(owner, addr)? {
-                owned.push(addr);
+            if let Some(addr) = name.to_str().and_then(|name| name.parse().ok()) {
+                all.extend(self.owner(addr)?.map(|owner| (addr, owner)));
             }
         }
-        Ok(owned)
+        Ok(all)
     }
 
     fn file(&self, addr: IpAddr) -> PathBuf {
@@ -203,7 +216,7 @@ impl Locked<'_> {
     pub fn commit(&self, owner: &Identity, addrs: &[IpAddr]) -> Result<(), IpamError> {
         for (index, addr) in addrs.iter().enumerate() {
             if let Err(error) = self.commit_one(owner, index, *addr) {
-                for done in &addrs[..index] {
+                for done in &addrs[..=index] {
                     // The first error is the one to tell.
                     let _ = self.release(owner, *done);
                 }
@@ -266,13 +279,36 @@ impl Locked<'_> {
     }
 }
 
-/// The oldest format has the id only, with white space around it.
-fn is_owner(contents: &str, owner: &Identity) -> bool {
-    match contents.trim().split_once('\n') {
-        Some((id, ifname)) => {
-            id.trim() == owner.container_id.as_str() && ifname.trim() == owner.ifname.as_str()
-        }
-        None => contents.trim() == owner.container_id.as_str(),
+/// Whom an address is reserved for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The container's id, whatever it is made of.
+    pub container_id: String,
+    /// The interface; host-local's oldest format has none.
+    pub ifname: Option<String>,
+}
+
+impl Owner {
+    fn parse(contents: &str) -> Option<Owner> {
+        let contents = contents.trim();
+        let (id, ifname) = match contents.split_once('\n') {
+            Some((id, ifname)) => (id, Some(ifname.trim().to_owned())),
+            None => (contents, None),
+        };
+        let id = id.trim();
+        (!id.is_empty()).then(|| Owner {
+            container_id: id.to_owned(),
+            ifname,
+        })
+    }
+
+    /// Whether this is the attachment, or the container where no interface is told.
+    pub fn is(&self, identity: &Identity) -> bool {
+        self.container_id == identity.container_id.as_str()
+            && self
+                .ifname
+                .as_deref()
+                .is_none_or(|ifname| identity.ifname == *ifname)
     }
 }
 

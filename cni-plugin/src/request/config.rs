@@ -109,6 +109,45 @@ impl Config {
         Ok(Config { place, document })
     }
 
+    /// The result of ADD that CHECK is given.
+    pub fn prev_result(&self) -> Result<PrevResult, CniError> {
+        let expected = "the result of ADD";
+        let given = Fields::document(&self.document).get("prevResult", expected)?;
+        given.ok_or_else(|| {
+            let msg = format!("prevResult is missing: expected {expected}");
+            CniError::new(Code::InvalidConfig, msg)
+        })
+    }
+
+    /// Refuses to be another than the first plugin of a list.
+    pub fn refuse_prev_result(&self) -> Result<(), CniError> {
+        let document = Fields::document(&self.document);
+        match document.value("prevResult") {
+            None => Ok(()),
+            Some(value) => {
+                let brief = Value::from(if value.is_object() {
+                    "given"
+                } else {
+                    "no object"
+                });
+                let expected = "none: twill-cni must be the first plugin of its list";
+                Err(document.wrong("prevResult", &brief, expected))
+            }
+        }
+    }
+
+    /// The attachments that stand, as GC is told. `None` where the key is absent: nothing is
+    /// known then. `null` says as an empty list that none stands.
+    pub fn valid_attachments(&self) -> Result<Option<Vec<ValidAttachment>>, CniError> {
+        let key = "cni.dev/valid-attachments";
+        if !self.document.contains_key(key) {
+            return Ok(None);
+        }
+        let expected = "a list of {\"containerID\": \"…\", \"ifname\": \"…\"}";
+        let listed = Fields::document(&self.document).get(key, expected)?;
+        Ok(Some(listed.unwrap_or_default()))
+    }
+
     /// Reads what making an attachment needs, and refuses what is not supported.
     pub fn settings(&self) -> Result<Settings, CniError> {
         let document = Fields::document(&self.document);
@@ -169,6 +208,24 @@ fn place(fields: Fields<'_>, version: Version) -> Result<Place, CniError> {
     })
 }
 
+/// An attachment in `cni.dev/valid-attachments`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct ValidAttachment {
+    /// The container's id.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// The interface inside it.
+    pub ifname: String,
+}
+
+/// What CHECK needs of the result of ADD. Plugins behind us may have added to it.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Deserialize)]
+pub struct PrevResult {
+    /// The routes.
+    #[serde(default)]
+    pub routes: Vec<ConfigRoute>,
+}
+
 /// The bridge plugin's rule: 0 is the same as none. The bounds are those of `subnet.env`.
 fn mtu(delegate: Fields<'_>) -> Result<Option<u32>, CniError> {
     let expected = "bytes from 68 to 65535";
@@ -184,15 +241,6 @@ fn refuse_unsupported(
     delegate: Fields<'_>,
     ipam: Fields<'_>,
 ) -> Result<(), CniError> {
-    if let Some(value) = document.value("prevResult") {
-        let brief = Value::from(if value.is_object() {
-            "given"
-        } else {
-            "not an object"
-        });
-        let expected = "none: twill-cni must be the first plugin of its list";
-        return Err(document.wrong("prevResult", &brief, expected));
-    }
     // Flannel's rule: what it works out itself must not be given.
     for key in ["name", "ipam"] {
         if let Some(value) = delegate.value(key) {

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use hostnet::vocab::IfName;
 
 use crate::error::{CniError, Code};
+use crate::version::Version;
 
 /// The environment and standard input as they came.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +58,17 @@ pub enum Verb {
     Gc,
     /// Tell the versions.
     Version,
+}
+
+impl Verb {
+    /// The version of the specification that the verb came with.
+    pub fn since(self) -> Version {
+        match self {
+            Verb::Add | Verb::Del | Verb::Version => Version::V0_1_0,
+            Verb::Check => Version::V0_4_0,
+            Verb::Status | Verb::Gc => Version::V1_1_0,
+        }
+    }
 }
 
 impl FromStr for Verb {

@@ -39,6 +39,7 @@ impl From<RecordError> for CniError {
 /// Everything is checked before anything is changed. The record is written first, then the
 /// addresses are reserved, then the kernel is changed; a failure takes all of it back.
 pub fn add(target: &Target, config: &Config) -> Result<Outcome, CniError> {
+    config.refuse_prev_result()?;
     let settings = config.settings()?;
     let attachment = Attachment::new(target.identity.clone(), &settings, &read_subnet(&settings)?)?;
     let netns = target.netns.as_deref().unwrap_or(Path::new(""));
@@ -91,7 +92,7 @@ pub fn add(target: &Target, config: &Config) -> Result<Outcome, CniError> {
 }
 
 /// Reads what flanneld tells of the node's subnet.
-pub fn read_subnet(settings: &Settings) -> Result<SubnetEnv, CniError> {
+pub(super) fn read_subnet(settings: &Settings) -> Result<SubnetEnv, CniError> {
     let file = settings.subnet_file.display();
     let text = std::fs::read_to_string(&settings.subnet_file).map_err(|error| {
         let (code, msg) = if error.kind() == io::ErrorKind::NotFound {
@@ -113,7 +114,7 @@ pub fn read_subnet(settings: &Settings) -> Result<SubnetEnv, CniError> {
 }
 
 /// Opens the container's namespace; the node's own is refused.
-fn open_pod(netns: &Path) -> Result<NetNs, CniError> {
+pub(super) fn open_pod(netns: &Path) -> Result<NetNs, CniError> {
     let of = |error: &NetNsError| match error {
         NetNsError::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             let msg = format!("CNI_NETNS {} does not exist", netns.display());

@@ -88,7 +88,11 @@ fn detach_foreign(target: &Target, addrs: &[IpAddr]) -> Result<(), CniError> {
 }
 
 /// Gives addresses back; all are tried.
-fn release(store: &Store, identity: &Identity, addrs: &[IpAddr]) -> Result<(), CniError> {
+pub(super) fn release(
+    store: &Store,
+    identity: &Identity,
+    addrs: &[IpAddr],
+) -> Result<(), CniError> {
     if addrs.is_empty() {
         return Ok(());
     }

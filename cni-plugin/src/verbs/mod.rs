@@ -1,4 +1,7 @@
 //! The operations of the CNI specification.
 
 pub mod add;
+pub mod check;
 pub mod del;
+pub mod gc;
+pub mod status;

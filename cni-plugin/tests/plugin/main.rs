@@ -6,3 +6,4 @@ mod lifecycle;
 mod refusals;
 mod runtime;
 mod traffic;
+mod verbs;

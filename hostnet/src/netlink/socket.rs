@@ -202,7 +202,8 @@ impl Rtnl {
         self.sequence = self.sequence.wrapping_add(1);
         let mut object = None;
         let mut end = None;
-        let bytes = encode(message, NLM_F_REQUEST | NLM_F_ACK, self.sequence);
+        // The answer is the object or an error; an acknowledgement on top would say nothing.
+        let bytes = encode(message, NLM_F_REQUEST, self.sequence);
         self.send(&bytes).map_err(|e| socket_error(what, &e))?;
         let wanted = self.sequence;
         let mut unreadable = None;
@@ -212,9 +213,15 @@ impl Rtnl {
                     return;
                 }
                 match answer {
-                    Ok(Answer::Object(message)) => object = Some(message),
+                    Ok(Answer::Object(message)) => {
+                        object = Some(message);
+                        end = Some(Ok(()));
+                    }
                     Ok(Answer::End(outcome)) => end = Some(outcome),
-                    Err(error) => unreadable = Some(error),
+                    Err(error) => {
+                        unreadable = Some(error);
+                        end = Some(Ok(()));
+                    }
                 }
             })
             .map_err(|e| socket_error(what, &e))?;
