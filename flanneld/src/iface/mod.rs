@@ -133,8 +133,16 @@ impl<'a> Search<'a> {
             .map(|name| (format!("--iface={name}"), self.named(name)));
         let patterns = flags.patterns.iter().map(|pattern| {
             let asked = format!("--iface-regex={pattern}");
+            let addr_matches = |addr: &Addr| pattern.is_match(&addr.cidr.addr().to_string());
             let matches = |(link, addr): &(&Link, &Addr)| {
-                pattern.is_match(&link.name) || pattern.is_match(&addr.cidr.addr().to_string())
+                // An address of the other family names the link, not the address on it.
+                let mut others = self
+                    .seen
+                    .addrs
+                    .iter()
+                    .filter(|other| other.link == link.index)
+                    .filter(|other| other.cidr.family() != self.family);
+                pattern.is_match(&link.name) || addr_matches(addr) || others.any(addr_matches)
             };
             let found = self.usable().find(matches);
             (asked, self.found(found, Unfit::NoMatch))
@@ -176,7 +184,11 @@ impl<'a> Search<'a> {
     fn named(&self, name: &str) -> Found<'a> {
         if let Ok(addr) = name.parse::<IpAddr>() {
             return match self.link_with(addr) {
-                Some(link) => Found::Link(link, Some(addr)),
+                // An address of the other family names the link, not the address on it.
+                Some(link) => Found::Link(
+                    link,
+                    Some(addr).filter(|addr| Family::of(*addr) == self.family),
+                ),
                 None => Found::None(Unfit::NobodyHas),
             };
         }

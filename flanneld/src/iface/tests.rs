@@ -185,6 +185,18 @@ fn names_addresses_and_patterns_are_asked_in_order() {
 }
 
 #[test]
+fn an_address_of_the_other_family_names_the_link() {
+    for choice in [flags(&["192.0.2.11"], &[]), flags(&[], &[r"^192\."])] {
+        let uplink = node().choose(Family::V6, &choice).unwrap();
+        assert_eq!(uplink.addr.to_string(), "2001:db8::1/64");
+    }
+    assert_eq!(
+        node().chosen(&flags(&["2001:db8::1"], &[])),
+        "eth0 192.0.2.1/24"
+    );
+}
+
+#[test]
 fn an_address_to_reach_decides_by_its_route() {
     let reach = |to: &str| {
         node().chosen(&IfaceChoice {
