@@ -1,8 +1,31 @@
 //! twill-proxy: turns Services and EndpointSlices into NAT in the kernel.
+//!
+//! ```text
+//!  API ──watches──▶ index ──what is dirty──▶ plan ──what changed──▶ nft ──one transaction──▶ kernel
+//!                     plain objects            pure: Ruleset          elements of a few maps    │
+//!                     (run: one task owns all of it)  ◀──── foreign changes, by netlink ────────┘
+//! ```
+//!
+//! * [`index`] folds what the watches tell into plain objects, and remembers what was touched;
+//! * [`plan`] is a pure function of it: a backend-neutral ruleset, and the difference to the last one;
+//! * [`nft`] compiles plans for nf_tables, behind the seam [`backend`];
+//! * [`sync`] is one pass through these, [`run`] the loop that decides when, [`daemon`] the process;
+//! * [`config`] reads kube-proxy's file and flags, [`health`], [`metrics`] and [`ports`] answer its
+//!   questions under its names; [`interfaces`] and [`foreign`] hear what the kernel has to tell.
+//!
+//! A change costs what changed, however large the cluster; a restart changes nothing in the kernel.
+//!
+//! # Rights
+//!
+//! In the API, cluster-wide, reading only: `list` and `watch` on `services`, on `endpointslices` of
+//! `discovery.k8s.io`, and on `nodes` (by `metadata.name`, its own). It writes nothing.
+//!
+//! In the kernel: `CAP_NET_ADMIN` in the network namespace of the node.
 #![forbid(unsafe_code)]
 
 pub mod backend;
 pub mod config;
+pub mod daemon;
 #[cfg(test)]
 mod fixtures;
 pub mod foreign;

@@ -1,0 +1,308 @@
+//! twill-proxy against a real API server and a real kernel, alone: without pods and their network,
+//! endpoints are servers on other machines.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Result, ensure};
+use hostnet::nft::{Nft, Table, TableId};
+use hostnet::vocab::Family;
+use integration::lab::Lab;
+use integration::machine::Machine;
+use integration::objects::{self, Endpoint};
+use integration::traffic::{self, Greeting, Stream, Transport};
+use integration::{Daemon, Node, http, wait};
+use k8s_openapi::api::core::v1::Service;
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+/// Where the servers listen.
+const TARGET: u16 = 8080;
+const NODE_PORT: u16 = 30_080;
+
+/// Nodes `one`, `two` and `three` with the proxy on them, and a server on the latter two.
+fn lab() -> Lab {
+    let lab = Lab::builder()
+        .node("one", &[])
+        .node("two", &[])
+        .node("three", &[])
+        .daemons(&[Daemon::Proxy])
+        .up()
+        .unwrap();
+    for name in ["two", "three"] {
+        let machine = lab.node(name).unwrap().machine();
+        let argv = ["/opt/twill/lab", "serve", name, &TARGET.to_string()];
+        machine.spawn("server", &argv, &[]).unwrap();
+        let server = SocketAddr::from((lab.node(name).unwrap().ip(), TARGET));
+        wait::until("server", wait::PATIENCE, || {
+            Ok(traffic::ask(machine.netns(), Transport::Tcp, server))
+        })
+        .unwrap();
+    }
+    lab
+}
+
+/// The Service `default/web`: TCP and UDP 80 at its cluster IP and, by number, at the nodes.
+fn web(lab: &Lab, endpoints: &[&str]) -> Service {
+    let object = lab
+        .api()
+        .apply(&json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "web", "namespace": "default"},
+            "spec": {"type": "NodePort", "ports": [
+                {"name": "t", "protocol": "TCP", "port": 80, "targetPort": TARGET, "nodePort": NODE_PORT},
+                {"name": "u", "protocol": "UDP", "port": 80, "targetPort": TARGET, "nodePort": NODE_PORT},
+            ]},
+        }))
+        .unwrap();
+    let service: Service = serde_json::from_value(serde_json::to_value(object).unwrap()).unwrap();
+    set_endpoints(lab, &service, endpoints);
+    service
+}
+
+fn set_endpoints(lab: &Lab, service: &Service, nodes: &[&str]) {
+    let endpoint = |name: &&str| Endpoint {
+        address: lab.node(name).unwrap().ip(),
+        node: Some((*name).to_owned()),
+        pod: None,
+    };
+    let endpoints: Vec<_> = nodes.iter().map(endpoint).collect();
+    lab.api()
+        .apply(&objects::endpoint_slice(service, &endpoints).unwrap())
+        .unwrap();
+}
+
+fn cluster_ip(service: &Service) -> SocketAddr {
+    let ip = service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.cluster_ip.as_deref());
+    SocketAddr::new(ip.unwrap().parse().unwrap(), 80)
+}
+
+/// Waits until an answer comes from that server.
+fn wait_for(
+    machine: &Machine,
+    transport: Transport,
+    address: SocketAddr,
+    server: &str,
+) -> Greeting {
+    wait::until(
+        &format!("{server} at {transport} {address}"),
+        wait::PATIENCE,
+        || Ok(answer_from(machine, transport, address, server)),
+    )
+    .unwrap()
+}
+
+fn answer_from(
+    machine: &Machine,
+    transport: Transport,
+    address: SocketAddr,
+    server: &str,
+) -> Result<Greeting> {
+    let greeting = traffic::ask(machine.netns(), transport, address)?;
+    ensure!(greeting.server == server, "{} answered", greeting.server);
+    Ok(greeting)
+}
+
+/// The proxy's table on a node, read back.
+fn table(node: &Node) -> Option<Table> {
+    let id = TableId::new(Family::V4, "twill-proxy");
+    let mut nft = node.machine().netns().run_in(Nft::open).unwrap().unwrap();
+    nft.observe(&id).unwrap().table
+}
+
+/// The same as `nft` lists it, with handles: what was made anew has another.
+fn listed(node: &Node) -> String {
+    node.machine()
+        .run("nft -a list table ip twill-proxy")
+        .unwrap()
+}
+
+/// Counts the transactions of the node's nf_tables.
+fn generation(node: &Node) -> u32 {
+    let mut nft = node.machine().netns().run_in(Nft::open).unwrap().unwrap();
+    nft.generation().unwrap()
+}
+
+/// Waits until the proxy of a node has nothing to do.
+fn wait_idle(node: &Node) {
+    wait::until("an idle proxy", wait::PATIENCE, || {
+        let before = generation(node);
+        let metrics = metrics(node)?;
+        let pending = |what: &str| {
+            metrics.contains(&format!(
+                "kubeproxy_sync_proxy_rules_{what}_changes_pending 0\n"
+            ))
+        };
+        let idle = pending("service") && pending("endpoint") && before == generation(node);
+        Ok(wait::holds(idle, &metrics))
+    })
+    .unwrap();
+}
+
+fn metrics(node: &Node) -> Result<String> {
+    let server = SocketAddr::from(([127, 0, 0, 1], 10_249));
+    let response = http::get(node.machine().netns(), server, "/metrics")?;
+    ensure!(response.status == 200, "{}", response.body);
+    Ok(response.body)
+}
+
+#[test]
+fn a_service_works_from_its_creation_to_its_deletion_and_leaves_nothing() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    wait_idle(one);
+    let before = table(one);
+
+    let service = web(&lab, &["two"]);
+    for transport in Transport::ALL {
+        wait_for(one.machine(), transport, cluster_ip(&service), "two");
+        // From outside a connection comes back by the way it came: two sees one.
+        one.machine()
+            .run("sysctl -q -w net.ipv4.ip_forward=1")
+            .unwrap();
+        let node_port = SocketAddr::new(one.ip(), NODE_PORT);
+        let seen = wait_for(lab.outside(), transport, node_port, "two");
+        assert_eq!(seen.client, one.ip());
+    }
+
+    set_endpoints(&lab, &service, &["three"]);
+    wait_for(one.machine(), Transport::Tcp, cluster_ip(&service), "three");
+
+    set_endpoints(&lab, &service, &[]);
+    wait::until("a refusal", wait::PATIENCE, || {
+        let asked = traffic::ask(one.machine().netns(), Transport::Tcp, cluster_ip(&service));
+        let refused = asked.is_err_and(|error| format!("{error:#}").contains("refused"));
+        Ok(wait::holds(refused, "it is not refused"))
+    })
+    .unwrap();
+
+    set_endpoints(&lab, &service, &["two"]);
+    wait_for(one.machine(), Transport::Tcp, cluster_ip(&service), "two");
+    lab.unexpose(&service).unwrap();
+    wait::until("the table as it was", wait::PATIENCE, || {
+        Ok(wait::holds(table(one) == before, &listed(one)))
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_kill_loses_nothing_and_a_restart_changes_nothing() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    let service = web(&lab, &["two"]);
+    let streams = Transport::ALL.map(|transport| {
+        wait_for(one.machine(), transport, cluster_ip(&service), "two");
+        Stream::start(one.machine().netns(), transport, cluster_ip(&service)).unwrap()
+    });
+    wait_idle(one);
+    let (before, transactions) = (listed(one), generation(one));
+
+    one.stop(Daemon::Proxy, Signal::SIGKILL).unwrap();
+    wait_for(one.machine(), Transport::Tcp, cluster_ip(&service), "two");
+    one.start(Daemon::Proxy).unwrap();
+    one.wait_ready(Daemon::Proxy).unwrap();
+    wait_idle(one);
+    one.stop(Daemon::Proxy, Signal::SIGTERM).unwrap();
+
+    assert_eq!(generation(one), transactions, "not one transaction");
+    assert_eq!(listed(one), before);
+    for mut stream in streams {
+        stream.wait_for(50, wait::PATIENCE).unwrap();
+        let report = stream.finish().unwrap();
+        assert_eq!(report.lost, [0; 0], "of {}", report.sent);
+    }
+}
+
+#[test]
+fn what_changed_while_the_proxy_was_away_is_made_up_for() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    let service = web(&lab, &["two"]);
+    wait_for(one.machine(), Transport::Tcp, cluster_ip(&service), "two");
+    one.stop(Daemon::Proxy, Signal::SIGKILL).unwrap();
+    set_endpoints(&lab, &service, &["three"]);
+    one.start(Daemon::Proxy).unwrap();
+    wait_for(one.machine(), Transport::Tcp, cluster_ip(&service), "three");
+    wait_for(one.machine(), Transport::Udp, cluster_ip(&service), "three");
+}
+
+#[test]
+fn what_others_break_is_mended_at_once_and_told() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    let service = web(&lab, &["two"]);
+    wait_for(one.machine(), Transport::Tcp, cluster_ip(&service), "two");
+    wait_idle(one);
+    let before = table(one);
+    for break_it in [
+        "nft flush ruleset",
+        "nft delete table ip twill-proxy",
+        "nft flush map ip twill-proxy vips",
+        "nft add table ip twill-proxy { chain mine { } ; }",
+    ] {
+        one.machine().run(break_it).unwrap();
+        wait::until(&format!("repair after {break_it}"), wait::PATIENCE, || {
+            Ok(wait::holds(table(one) == before, "it is not as it was"))
+        })
+        .unwrap();
+        wait_for(one.machine(), Transport::Tcp, cluster_ip(&service), "two");
+    }
+    let log = one.log(Daemon::Proxy);
+    let told = log
+        .lines()
+        .filter(|line| line.contains("changed by someone else"))
+        .count();
+    assert!(told >= 4 && log.contains("process=\"nft\""), "{log}");
+}
+
+#[test]
+fn cleanup_removes_our_tables_and_no_other() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    one.machine().run("nft add table ip other").unwrap();
+    one.stop(Daemon::Proxy, Signal::SIGTERM).unwrap();
+    let tables = || one.machine().run("nft list tables").unwrap();
+    assert!(
+        tables().contains("table ip twill-proxy"),
+        "the rules outlive the proxy: {}",
+        tables()
+    );
+    for _ in 0..2 {
+        one.machine()
+            .run("/opt/twill/twill-proxy --cleanup")
+            .unwrap();
+        assert_eq!(tables(), "table ip other\n");
+    }
+}
+
+#[test]
+fn health_follows_rules_and_node() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    let ask = |port: u16, path: &str| {
+        let server = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port);
+        http::get(one.machine().netns(), server, path).unwrap()
+    };
+    assert_eq!(ask(10_256, "/healthz").status, 200);
+    assert_eq!(ask(10_249, "/proxyMode").body, "nftables");
+    lab.api()
+        .apply(&json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": "one"},
+            "spec": {"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
+        }))
+        .unwrap();
+    wait::until("a node that is not eligible", wait::PATIENCE, || {
+        let healthz = ask(10_256, "/healthz");
+        Ok(wait::holds(
+            healthz.status == 503 && healthz.body.contains("\"nodeEligible\":false"),
+            &healthz.body,
+        ))
+    })
+    .unwrap();
+    assert_eq!(ask(10_256, "/livez").status, 200);
+}
