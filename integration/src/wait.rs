@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often a condition is asked for.
-const INTERVAL: Duration = Duration::from_millis(10);
+pub const INTERVAL: Duration = Duration::from_millis(10);
 
 /// Asks `condition` until it gives a value. Its inner error says why it does not hold *yet*; its
 /// outer error says that it never will, and ends the wait. The error names `what` was waited for.
