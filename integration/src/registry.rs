@@ -20,11 +20,12 @@ pub const PRIVATE: &str = "/run/twill-lab/.private";
 
 const LOCK: &str = "lock";
 
-/// A name that was free and now is ours, as long as this lives or a keeper holds it.
+/// A name that was free and now is ours, as long as this lives or a keeper holds it. When it is
+/// dropped and there is no keeper, nothing is left.
 #[derive(Debug)]
 pub struct Claim {
     name: LabName,
-    _lock: File,
+    lock: Option<File>,
 }
 
 /// A lab's name: 1 to 20 lower-case letters, digits and hyphens, so that it can be part of file
@@ -105,7 +106,7 @@ impl Claim {
         match std::fs::create_dir(&dir) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => bail!(
-                "a lab named {name} is already up: end it with `lab down {name}`, or choose another with --name"
+                "a lab named {name} is already up: end it with `lab down {name}`, or give yours another name"
             ),
             Err(error) => return Err(error).context(format!("cannot make {}", dir.display())),
         }
@@ -114,13 +115,22 @@ impl Claim {
         let lock = name.hold().context("cannot lock the lab's folder")?;
         Ok(Claim {
             name: name.clone(),
-            _lock: lock,
+            lock: Some(lock),
         })
     }
 
     /// The claimed name.
     pub fn name(&self) -> &LabName {
         &self.name
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.lock = None;
+        if let Err(error) = sweep() {
+            eprintln!("{error:#}");
+        }
     }
 }
 

@@ -1,11 +1,14 @@
 //! The lab itself: its parts reach each other, and it ends without a trace, however it ends.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use integration::control_plane;
+use integration::keeper::Keeper;
 use integration::lab::{Builder, Lab};
-use integration::wait;
+use integration::programs::binaries;
+use integration::registry::{self, LabName};
+use integration::{control_plane, wait};
 use k8s_openapi::api::core::v1::Node;
 
 /// A lab of two machines without Twill on them.
@@ -58,19 +61,130 @@ fn nodes_are_there_in_the_api_and_on_the_wire() {
     assert_eq!(node.run("hostname").unwrap(), "one\n");
 }
 
-#[test]
-fn a_lab_ends_with_its_keeper_even_when_that_is_killed() {
-    let lab = bare().up().unwrap();
-    let keeper = lab.nodes()[0].machine().keeper();
-    let (name, pid) = (keeper.name().clone(), keeper.pid());
-    Command::new("kill")
-        .args(["-9", &pid.to_string()])
-        .status()
-        .unwrap();
+fn kill(pid: impl std::fmt::Display) {
+    let status = Command::new("kill").args(["-9", &pid.to_string()]).status();
+    assert!(status.unwrap().success());
+}
+
+fn wait_for_end(name: &LabName) {
     wait::until("end of the lab", wait::PATIENCE, || {
         Ok(wait::holds(!name.is_alive()?, "it is alive"))
     })
     .unwrap();
-    drop(lab);
-    assert!(!name.dir().exists());
+}
+
+#[test]
+fn what_a_killed_lab_leaves_is_swept_and_nothing_else() {
+    let [dead, living] = ["test-dead", "test-living"].map(|name| LabName::new(name).unwrap());
+    let standing = bare().name(living.clone()).up().unwrap();
+    let lab = bare().name(dead.clone()).up().unwrap();
+    let pid = lab.nodes()[0].machine().keeper().pid();
+    let node = lab.nodes()[0].machine().path("/");
+    assert!(node.exists());
+    lab.detach().unwrap();
+    assert!(dead.is_alive().unwrap(), "a detached lab stays");
+
+    kill(pid);
+    wait_for_end(&dead);
+    assert!(!node.exists(), "its machines went with it");
+    assert!(dead.dir().exists());
+    let swept = registry::sweep().unwrap();
+    assert!(
+        swept.contains(&dead) && !swept.contains(&living),
+        "{swept:?}"
+    );
+    assert!(!dead.dir().exists());
+    assert_eq!(
+        standing.nodes()[1].machine().run("hostname").unwrap(),
+        "two\n"
+    );
+    drop(standing);
+    assert!(!living.dir().exists());
+}
+
+#[test]
+fn a_lab_whose_starter_is_killed_goes_too() {
+    binaries().unwrap();
+    let name = LabName::new("test-killed").unwrap();
+    let mut up = lab_command().args(["up", name.as_str()]).spawn().unwrap();
+    wait::until("keeper", wait::PATIENCE, || Ok(Keeper::attach(&name))).unwrap();
+    kill(up.id());
+    up.wait().unwrap();
+    wait_for_end(&name);
+    assert!(!name.dir().exists(), "the keeper cleans up after itself");
+}
+
+#[test]
+fn a_name_is_used_once() {
+    let name = LabName::new("test-once").unwrap();
+    let lab = bare().name(name.clone()).up().unwrap();
+    let error = bare().name(name).up().err().unwrap().to_string();
+    assert_eq!(
+        error,
+        "a lab named test-once is already up: end it with `lab down test-once`, \
+         or give yours another name"
+    );
+    assert_eq!(lab.nodes()[0].machine().run("hostname").unwrap(), "one\n");
+}
+
+fn lab_command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lab"));
+    command.stderr(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+/// Runs a command that must fail, in one line.
+fn refusal(command: &mut Command) -> String {
+    let output = command.stderr(Stdio::piped()).output().unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    said
+}
+
+#[test]
+fn without_root_nothing_is_tried() {
+    // In a user namespace of its own the process is nobody.
+    let mut command = Command::new("unshare");
+    command.args(["--user", env!("CARGO_BIN_EXE_lab"), "up", "test-rootless"]);
+    let said = refusal(&mut command);
+    assert!(said.contains("needs root"), "{said}");
+}
+
+#[test]
+fn a_missing_tool_is_named_with_its_package() {
+    let said = refusal(lab_command().arg("up").env("PATH", "/nonexistent"));
+    assert!(said.contains("`bridge` is missing"), "{said}");
+    assert!(said.contains("apt-get install iproute2"), "{said}");
+}
+
+#[test]
+fn control_plane_binaries_of_another_version_are_refused() {
+    binaries().unwrap();
+    let given = tempfile::tempdir().unwrap();
+    for name in ["etcd", "kube-apiserver"] {
+        let path = given.path().join(name);
+        #[expect(clippy::disallowed_methods, reason = "a test's own file")]
+        std::fs::write(&path, "#!/bin/sh\necho Kubernetes v1.2.3\n").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let mut command = lab_command();
+    command
+        .args(["up", "test-version"])
+        .env("KUBEBUILDER_ASSETS", given.path());
+    let said = refusal(&mut command);
+    assert!(
+        said.contains("kube-apiserver is version v1.2.3, the lab needs v1."),
+        "{said}"
+    );
+    assert!(!LabName::new("test-version").unwrap().dir().exists());
+}
+
+#[test]
+fn an_unknown_lab_is_told_and_how_to_start_it() {
+    let said = refusal(lab_command().args(["exec", "--lab", "test-nowhere", "one"]));
+    assert_eq!(
+        said,
+        "lab: no lab named test-nowhere is up: start it with `lab up test-nowhere`\n"
+    );
 }
