@@ -43,14 +43,6 @@ impl Family {
             Family::V6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
         }
     }
-
-    /// The directory name under `/proc/sys/net` of the family's switches: `ipv4` or `ipv6`.
-    pub fn sysctl_dir(self) -> &'static str {
-        match self {
-            Family::V4 => "ipv4",
-            Family::V6 => "ipv6",
-        }
-    }
 }
 
 impl fmt::Display for Family {

@@ -33,14 +33,10 @@ pub struct Change {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub enum Ipv4Conf {
-    /// Packets may be forwarded from it.
-    Forwarding = 1,
     /// Reverse path filter: 0 off, 1 strict, 2 loose.
     RpFilter = 8,
     /// Announces its address when it comes up.
     ArpNotify = 22,
-    /// 127/8 may be routed.
-    RouteLocalnet = 26,
 }
 
 /// `IFLA_INET_CONF`.
