@@ -32,7 +32,7 @@ lint: prepare $(DENY) ## Formatting, clippy without warnings, bans and licences 
 	@$(STEP) "dependencies" $(DENY) check bans licenses sources
 
 bench: prepare ## The figures of the README, beside the programs that Twill replaces
-	@$(STEP) "benchmarks" cargo bench --workspace
+	@$(STEP) "benchmarks" cargo bench --package integration
 
 dist: prepare ## The static binaries of the image, in target/x86_64-unknown-linux-gnu/dist
 	@RUSTFLAGS="-C target-feature=+crt-static" $(STEP) "building the static binaries" \

@@ -119,7 +119,8 @@ impl Builder {
         let name = self.name.map_or_else(anonymous, Ok)?;
         let claim = Claim::new(&name)?;
         let binaries = programs::binaries()?;
-        let assets = upstream::assets(Module::Kubernetes, &self.programs, self.progress)?;
+        // Shown even where progress is hidden: a build takes minutes, once.
+        let assets = upstream::assets(Module::Kubernetes, &self.programs, Progress::shown())?;
 
         let step = self
             .progress

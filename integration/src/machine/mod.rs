@@ -141,9 +141,7 @@ impl Machine {
             .env("PATH", PATH)
             .env("KUBECONFIG", ADMIN_CONF)
             .env_remove("KUBERNETES_SERVICE_HOST")
-            .env_remove("KUBERNETES_SERVICE_PORT")
-            // util-linux opens its namespaces' files before it enters the first.
-            .current_dir("/");
+            .env_remove("KUBERNETES_SERVICE_PORT");
         command
     }
 
