@@ -14,7 +14,10 @@ use crate::{Daemon, Lab, Pod, PodSpec, wait};
 /// The nodes' names.
 pub const NODES: [&str; 3] = ["k8s-master", "k8s-node-1", "k8s-node-2"];
 
-/// The cluster. It ends with the test process.
+/// Set it, and the cluster of a test stays, to look at why the test failed.
+const KEEP: &str = "TWILL_LAB_KEEP";
+
+/// The cluster. It ends with the test process, unless the environment has `TWILL_LAB_KEEP`.
 pub fn lab() -> &'static Lab {
     static LAB: OnceLock<Lab> = OnceLock::new();
     LAB.get_or_init(|| {
@@ -25,7 +28,14 @@ pub fn lab() -> &'static Lab {
         {
             builder = builder.node(name, &[subnet.parse().unwrap()]);
         }
-        builder.up().unwrap_or_else(|error| panic!("{error:#}"))
+        let lab = builder.up().unwrap_or_else(|error| panic!("{error:#}"));
+        if std::env::var_os(KEEP).is_some() {
+            let keeper = lab.nodes()[0].machine().keeper();
+            keeper.detach().unwrap();
+            let name = keeper.name();
+            eprintln!("the lab stays: `lab exec --lab {name} k8s-node-1`, `lab down {name}`");
+        }
+        lab
     })
 }
 

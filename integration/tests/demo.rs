@@ -6,7 +6,7 @@ use std::process::Command;
 fn every_line_is_true() {
     integration::programs::binaries().unwrap();
     let demo = Command::new(env!("CARGO_BIN_EXE_lab"))
-        .args(["demo", "--lab", "test-demo"])
+        .args(["demo", "--lab", &format!("demo-{}", std::process::id())])
         .output()
         .unwrap();
     let told = String::from_utf8(demo.stdout).unwrap();

@@ -61,6 +61,11 @@ fn nodes_are_there_in_the_api_and_on_the_wire() {
     assert_eq!(node.run("hostname").unwrap(), "one\n");
 }
 
+/// A name that no other test of this machine uses.
+fn unique(name: &str) -> LabName {
+    LabName::new(&format!("{name}-{}", std::process::id())).unwrap()
+}
+
 fn kill(pid: impl std::fmt::Display) {
     let status = Command::new("kill").args(["-9", &pid.to_string()]).status();
     assert!(status.unwrap().success());
@@ -75,7 +80,7 @@ fn wait_for_end(name: &LabName) {
 
 #[test]
 fn what_a_killed_lab_leaves_is_swept_and_nothing_else() {
-    let [dead, living] = ["test-dead", "test-living"].map(|name| LabName::new(name).unwrap());
+    let [dead, living] = ["dead", "living"].map(unique);
     let standing = bare().name(living.clone()).up().unwrap();
     let lab = bare().name(dead.clone()).up().unwrap();
     let pid = lab.nodes()[0].machine().keeper().pid();
@@ -105,7 +110,7 @@ fn what_a_killed_lab_leaves_is_swept_and_nothing_else() {
 #[test]
 fn a_lab_whose_starter_is_killed_goes_too() {
     binaries().unwrap();
-    let name = LabName::new("test-killed").unwrap();
+    let name = unique("killed");
     let mut up = lab_command().args(["up", name.as_str()]).spawn().unwrap();
     wait::until("keeper", wait::PATIENCE, || Ok(Keeper::attach(&name))).unwrap();
     kill(up.id());
@@ -116,14 +121,13 @@ fn a_lab_whose_starter_is_killed_goes_too() {
 
 #[test]
 fn a_name_is_used_once() {
-    let name = LabName::new("test-once").unwrap();
+    let name = unique("once");
     let lab = bare().name(name.clone()).up().unwrap();
-    let error = bare().name(name).up().err().unwrap().to_string();
-    assert_eq!(
-        error,
-        "a lab named test-once is already up: end it with `lab down test-once`, \
-         or give yours another name"
+    let error = bare().name(name.clone()).up().err().unwrap().to_string();
+    let expected = format!(
+        "a lab named {name} is already up: end it with `lab down {name}`, or give yours another name"
     );
+    assert_eq!(error, expected);
     assert_eq!(lab.nodes()[0].machine().run("hostname").unwrap(), "one\n");
 }
 
@@ -168,16 +172,17 @@ fn control_plane_binaries_of_another_version_are_refused() {
         std::fs::write(&path, "#!/bin/sh\necho Kubernetes v1.2.3\n").unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     }
+    let name = unique("version");
     let mut command = lab_command();
     command
-        .args(["up", "test-version"])
+        .args(["up", name.as_str()])
         .env("KUBEBUILDER_ASSETS", given.path());
     let said = refusal(&mut command);
     assert!(
         said.contains("kube-apiserver is version v1.2.3, the lab needs v1."),
         "{said}"
     );
-    assert!(!LabName::new("test-version").unwrap().dir().exists());
+    assert!(!name.dir().exists());
 }
 
 #[test]
