@@ -21,6 +21,8 @@ mod diff;
 mod dump;
 mod error;
 mod expr;
+#[cfg(test)]
+mod golden;
 #[cfg(any(test, feature = "testkit"))]
 pub mod model;
 mod monitor;

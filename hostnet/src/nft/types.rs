@@ -230,15 +230,15 @@ impl KeyType {
     /// `type a . b . c`.
     ///
     /// # Panics
-    /// If there is no field, or if they are longer than the registers (64 bytes): tables are
-    /// written in the source, so this is a slip there.
+    /// If there is no field, or more than nft can name (five) or the registers can hold (64 bytes): tables
+    /// are written in the source, so this is a slip there.
     pub fn of(fields: impl IntoIterator<Item = FieldType>) -> KeyType {
         let key = KeyType {
             fields: fields.into_iter().collect(),
             selectors: None,
         };
         assert!(
-            !key.fields.is_empty() && key.len() <= KEY_MAX,
+            (1..=5).contains(&key.fields.len()) && key.len() <= KEY_MAX,
             "no nf_tables key: {key}"
         );
         key
