@@ -45,7 +45,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     for note in &config.notes {
         tracing::warn!("configuration: {note}");
     }
-    tracing::info!(node = %config.hostname, mode = MODE, settings = ?config.settings, "starting");
+    tracing::info!(node = %config.hostname, mode = MODE, settings = %config.settings, "starting");
 
     let mut registry = agent::metrics::registry("twill_proxy");
     let metrics = Metrics::new(&mut registry);

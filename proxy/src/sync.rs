@@ -1,6 +1,6 @@
 //! One pass: from the index over the plan into the kernel, and what is told of it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use agent::sync::Pass;
 use hostnet::vocab::Family;
@@ -97,13 +97,7 @@ impl<B: Backend> Syncer<B> {
         }
         // After changes or a failure there is something to do; else nobody but us should have made it so.
         let repaired = was_in_line && kind == Kind::Full && delta.is_empty() && applied.ops > 0;
-        self.tell(
-            kind,
-            &delta,
-            applied.ops,
-            repaired,
-            took.as_secs_f64() * 1e3,
-        );
+        self.tell(kind, &delta, applied.ops, repaired, took);
         self.first_done = true;
         Ok(())
     }
@@ -122,31 +116,32 @@ impl<B: Backend> Syncer<B> {
         Ok(())
     }
 
-    fn tell(&self, kind: Kind, delta: &Delta, ops: usize, repaired: bool, took_ms: f64) {
+    fn tell(&self, kind: Kind, delta: &Delta, ops: usize, repaired: bool, took: Duration) {
+        let took = format_args!("{took:.1?}");
         let ports: usize = Family::ALL
             .map(|f| self.planner.ruleset().family(f).ports.len())
             .iter()
             .sum();
         match kind {
             Kind::Full if !self.first_done => {
-                tracing::info!(ports, ops, took_ms, "rules are in line with all Services");
+                tracing::info!(ports, ops, %took, "rules are in line with all Services");
             }
             Kind::Full if repaired => {
                 self.metrics.repaired(ops);
                 tracing::warn!(
                     ports,
                     ops,
-                    took_ms,
+                    %took,
                     "rules were not as they should be: repaired"
                 );
             }
             Kind::Full => {
-                tracing::debug!(ports, ops, took_ms, "compared all rules with the kernel")
+                tracing::debug!(ports, ops, %took, "compared all rules with the kernel")
             }
             Kind::Partial if delta.is_empty() => {}
             Kind::Partial => {
                 let changed = names(delta);
-                tracing::info!(%changed, ports, ops, took_ms, "rules follow what changed");
+                tracing::info!(%changed, ports, ops, %took, "rules follow what changed");
             }
         }
         for family in Family::ALL {

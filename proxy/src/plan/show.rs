@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use hostnet::vocab::Family;
 
 use super::{
-    At, Change, Endpoint, FamilyRuleset, Frontend, Masquerade, NodeRules, PodTraffic, Ruleset,
-    ServicePort, Verdict, View,
+    At, Change, DetectLocal, Endpoint, FamilyRuleset, Frontend, Masquerade, NodePortAddresses,
+    NodeRules, PodTraffic, Ruleset, ServicePort, Settings, Verdict, View,
 };
 
 /// One block per family, then one per service port, in the order of their names.
@@ -41,6 +41,29 @@ impl fmt::Display for NodeRules {
         } else {
             write!(f, ", node ports at {}", list(&self.node_ports))
         }
+    }
+}
+
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.detect_local {
+            DetectLocal::Nothing => f.write_str("pods unknown")?,
+            DetectLocal::ClusterCidr(networks) => write!(f, "pods from {}", list(networks))?,
+            DetectLocal::NodeCidr => f.write_str("pods from the Node's networks")?,
+        }
+        match (&self.node_port_addresses, self.node_ip) {
+            (NodePortAddresses::In(networks), _) => {
+                write!(f, ", node ports at addresses in {}", list(networks))?;
+            }
+            (NodePortAddresses::Primary, Some(address)) => write!(f, ", node ports at {address}")?,
+            (NodePortAddresses::Primary, None) => {
+                f.write_str(", node ports at the Node's primary addresses")?;
+            }
+        }
+        if self.masquerade_all {
+            f.write_str(", masquerade all")?;
+        }
+        Ok(())
     }
 }
 
