@@ -122,13 +122,23 @@ impl Node {
 
     /// Starts a daemon as its DaemonSet's pod. It must have been [provided](Node::provide) for.
     pub fn start(&self, daemon: Daemon) -> Result<()> {
+        self.start_with(daemon, &[])
+    }
+
+    /// Starts a daemon with further arguments.
+    pub fn start_with(&self, daemon: Daemon, further: &[&str]) -> Result<()> {
         let name = daemon.name();
         let lab = format!("{BINARIES}/lab");
         let binary = format!("{BINARIES}/{name}");
         let account = account_dir(daemon);
         let arguments = daemon.arguments(self.name());
         let mut argv = vec![lab.as_str(), "container", &account, "--", &binary];
-        argv.extend(arguments.iter().map(String::as_str));
+        argv.extend(
+            arguments
+                .iter()
+                .map(String::as_str)
+                .chain(further.iter().copied()),
+        );
         let host = Seat::ControlPlane.v4().to_string();
         let env = [
             ("KUBERNETES_SERVICE_HOST", host.as_str()),

@@ -279,6 +279,37 @@ fn cleanup_removes_our_tables_and_no_other() {
 }
 
 #[test]
+fn node_ports_answer_at_given_addresses_as_these_come_and_go() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    one.stop(Daemon::Proxy, Signal::SIGTERM).unwrap();
+    let networks = "--nodeport-addresses=10.99.0.0/16";
+    one.start_with(Daemon::Proxy, &[networks]).unwrap();
+    one.wait_ready(Daemon::Proxy).unwrap();
+    let service = web(&lab, &["two"]);
+    wait_for(one.machine(), Transport::Tcp, cluster_ip(&service), "two");
+    let answers = |address: &str| {
+        let address = format!("{address}:{NODE_PORT}").parse().unwrap();
+        traffic::ask(one.machine().netns(), Transport::Tcp, address).is_ok()
+    };
+    assert!(!answers(&one.ip().to_string()), "in none of the networks");
+
+    for (what, there) in [("add", true), ("del", false), ("add", true)] {
+        let change = format!("ip address {what} 10.99.0.1/32 dev lo");
+        one.machine().run(&change).unwrap();
+        wait::until(&format!("rules after {change}"), wait::PATIENCE, || {
+            let set = one
+                .machine()
+                .run("nft list set ip twill-proxy nodeport-ips")?;
+            Ok(wait::holds(set.contains("10.99.0.1") == there, &set))
+        })
+        .unwrap();
+    }
+    assert!(answers("10.99.0.1"));
+    assert!(!answers("127.0.0.1"), "never at loopback addresses");
+}
+
+#[test]
 fn health_follows_rules_and_node() {
     let lab = lab();
     let one = lab.node("one").unwrap();
