@@ -27,6 +27,15 @@ pub struct Executor<'a> {
     undo: Vec<Undo>,
 }
 
+/// Steps that failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Why.
+    pub error: CniError,
+    /// Whether all that was done is undone. If not, the pod may still have its addresses.
+    pub undone: bool,
+}
+
 /// How to take a step back.
 #[derive(Clone, Debug)]
 enum Undo {
@@ -55,20 +64,22 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// Does all steps. If one fails, those before are undone, and the error is the first one.
-    /// Gives the bridge as it was observed or made.
-    pub fn run(mut self, steps: &[Step]) -> Result<Link, CniError> {
-        for step in steps {
-            if let Err(mut error) = self.step(step) {
-                for left in self.undo_all() {
-                    error.details += if error.details.is_empty() { "" } else { "; " };
-                    error.details += &format!("and to undo: {left}");
-                }
-                return Err(error);
+    /// Does all steps, and gives the bridge as it was observed or made. If one fails, those before
+    /// are undone, and the error is the first one.
+    pub fn run(mut self, steps: &[Step]) -> Result<Link, Failure> {
+        let done = steps.iter().try_for_each(|step| self.step(step));
+        let bridge = done.and_then(|()| self.bridge.clone().ok_or_else(no_bridge));
+        bridge.map_err(|mut error| {
+            let left = self.undo_all();
+            for undoing in &left {
+                error.details += if error.details.is_empty() { "" } else { "; " };
+                error.details += &format!("and to undo: {undoing}");
             }
-        }
-        self.bridge
-            .ok_or_else(|| CniError::new(Code::Kernel, "the plan made no bridge"))
+            Failure {
+                error,
+                undone: left.is_empty(),
+            }
+        })
     }
 
     fn step(&mut self, step: &Step) -> Result<(), CniError> {
@@ -262,7 +273,7 @@ impl<'a> Executor<'a> {
     fn bridge_index(&self) -> Result<u32, CniError> {
         match &self.bridge {
             Some(bridge) => Ok(bridge.index),
-            None => Err(CniError::new(Code::Kernel, "the plan made no bridge")),
+            None => Err(no_bridge()),
         }
     }
 
@@ -312,6 +323,10 @@ fn forwarding_key(family: Family) -> &'static str {
         Family::V4 => "ipv4/ip_forward",
         Family::V6 => "ipv6/conf/all/forwarding",
     }
+}
+
+fn no_bridge() -> CniError {
+    CniError::new(Code::Kernel, "the plan made no bridge")
 }
 
 fn bridge_gone(name: &IfName) -> CniError {

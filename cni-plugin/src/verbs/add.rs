@@ -10,7 +10,7 @@ use hostnet::vocab::{Cidr, Family, IfName, SubnetEnv};
 
 use crate::attachment::Attachment;
 use crate::error::{CniError, Code};
-use crate::exec::{self, Executor};
+use crate::exec::{self, Executor, Failure};
 use crate::ipam::{IpamError, Store};
 use crate::plan::{self, Observed};
 use crate::record::{Record, RecordAddress, RecordError, Records};
@@ -78,12 +78,17 @@ pub fn add(target: &Target, config: &Config) -> Result<Outcome, CniError> {
     let cidrs: Vec<Cidr> = record.addresses.iter().map(|a| a.address).collect();
     let bridge = observed.bridge.as_ref().map(|(link, _)| link.clone());
     let done = plan::plan(&attachment, &veth, &cidrs, &observed)
+        .map_err(|error| Failure {
+            error,
+            undone: true,
+        })
         .and_then(|steps| Executor::new(&mut host, &mut pod, &pod_ns, bridge).run(&steps));
     match done {
         Ok(bridge) => Ok(outcome(&attachment, &record, &bridge, netns)),
-        Err(error) => {
-            // What cannot be given back now, DEL finds by the record.
-            if release(&store, &attachment, &addrs).is_ok() {
+        Err(Failure { error, undone }) => {
+            // While the cable may be there its addresses stay reserved; DEL finds both by the
+            // record, as it does what cannot be given back now.
+            if undone && release(&store, &attachment, &addrs).is_ok() {
                 let _ = records.remove(&target.identity);
             }
             Err(error)
