@@ -10,9 +10,12 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+mod errors;
 pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod shutdown;
 pub mod sync;
 pub mod watch;
+
+pub use errors::chain;

@@ -27,21 +27,16 @@ pub struct Announcement {
 /// What they need to know in one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Side {
-    /// Where to send to, unless the user overrides it.
+    /// Where to send to.
     pub public: IpAddr,
     /// Our VTEP, if the backend has any.
     pub data: Option<BackendData>,
 }
 
 impl Announcement {
-    /// The annotations, each with its value or `None` if it shall not be there. A user's `public-ip-overwrite` on the
-    /// Node counts more than the address that we found.
+    /// The annotations, each with its value or `None` if it shall not be there.
     #[must_use]
-    pub fn annotations(
-        &self,
-        node: &NodeObject,
-        keys: &AnnotationKeys,
-    ) -> Vec<(String, Option<String>)> {
+    pub fn annotations(&self, keys: &AnnotationKeys) -> Vec<(String, Option<String>)> {
         let mut all = vec![
             (keys.kube_subnet_manager.clone(), Some("true".to_owned())),
             (
@@ -50,28 +45,12 @@ impl Announcement {
             ),
         ];
         for family in Family::ALL {
-            let (ip, data, overwrite) = match family {
-                Family::V4 => (
-                    &keys.public_ip,
-                    &keys.backend_data,
-                    &keys.public_ip_overwrite,
-                ),
-                Family::V6 => (
-                    &keys.public_ipv6,
-                    &keys.backend_v6_data,
-                    &keys.public_ipv6_overwrite,
-                ),
+            let (ip, data) = match family {
+                Family::V4 => (&keys.public_ip, &keys.backend_data),
+                Family::V6 => (&keys.public_ipv6, &keys.backend_v6_data),
             };
             let side = self.sides.get(family);
-            let said = node
-                .annotations()
-                .get(overwrite)
-                .and_then(|text| text.parse::<IpAddr>().ok());
-            let public = side.map(|side| {
-                said.filter(|addr| Family::of(*addr) == family)
-                    .unwrap_or(side.public)
-            });
-            all.push((ip.clone(), public.map(|addr| addr.to_string())));
+            all.push((ip.clone(), side.map(|side| side.public.to_string())));
             // flannel's nodes without a VTEP say "null", but only for IPv4.
             let none = (family == Family::V4).then(|| "null".to_owned());
             all.push((
@@ -92,7 +71,7 @@ pub fn patch(
     now: Timestamp,
 ) -> Option<Value> {
     let has = node.annotations();
-    let wanted = announcement.annotations(node, keys);
+    let wanted = announcement.annotations(keys);
     let changed = wanted
         .into_iter()
         .filter(|(key, value)| has.get(key) != value.as_ref());
@@ -246,19 +225,6 @@ mod tests {
         let gone = json!({ "flannel.alpha.coreos.com/public-ipv6": null, "flannel.alpha.coreos.com/backend-v6-data": null });
         assert_eq!(patch["metadata"]["annotations"], gone);
         assert_eq!(patched(&after(&told, &patch), &vxlan()), None);
-    }
-
-    #[test]
-    fn a_users_overwrite_is_published() {
-        let mut node = NodeObject::default();
-        let key = "flannel.alpha.coreos.com/public-ip-overwrite".to_owned();
-        node.metadata.annotations = Some([(key.clone(), "203.0.113.9".to_owned())].into());
-        let published = |node: &NodeObject| {
-            patched(node, &vxlan()).unwrap()["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip"].clone()
-        };
-        assert_eq!(published(&node), "203.0.113.9");
-        node.metadata.annotations = Some([(key, "nonsense".to_owned())].into());
-        assert_eq!(published(&node), "192.0.2.1");
     }
 
     #[test]

@@ -13,18 +13,30 @@
 #![forbid(unsafe_code)]
 
 pub mod announce;
+pub mod apply;
 pub mod backend;
 mod by_family;
 pub mod config;
 pub mod desired;
 pub mod diff;
+pub mod events;
+pub mod files;
 #[cfg(test)]
 mod fixture;
+pub mod health;
+pub mod host;
 pub mod iface;
+pub mod index;
 pub mod lease;
 pub mod masquerade;
+pub mod metrics;
 pub mod node;
+pub mod observe;
 pub mod peers;
+pub mod place;
+pub mod reconcile;
+pub mod registrar;
+pub mod run;
 pub mod state;
 
 pub use by_family::ByFamily;

@@ -137,7 +137,7 @@ pub fn explain(error: &kube::Error) -> String {
         }
         kube::Error::Api(status) => format!("{} (HTTP {})", status.message, status.code),
         other => {
-            let text = chain(other);
+            let text = crate::chain(other);
             if text.contains("certificate") {
                 format!("the API server's certificate is not trusted: {text}")
             } else {
@@ -145,18 +145,4 @@ pub fn explain(error: &kube::Error) -> String {
             }
         }
     }
-}
-
-/// An error and its sources, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = text + ": " + &cause_text;
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hostnet::netlink::addr::Scope;
-use hostnet::netlink::neigh::NeighState;
 use hostnet::netlink::route::{PROTOCOL_KERNEL, RouteKind, TABLE_MAIN};
 use hostnet::netlink::{self, Addr, FdbEntry, Link, LinkKind, Neigh};
 use hostnet::nft::Table;
@@ -68,7 +67,7 @@ impl Kernel {
         }
         for neigh in &self.neighs {
             if let Some(device) = devices.get_mut(&neigh.link)
-                && is_permanent(neigh.state)
+                && neigh.state.is_permanent()
                 && let Some(mac) = neigh.mac
             {
                 device.neighs.insert(neigh.addr, mac);
@@ -76,7 +75,7 @@ impl Kernel {
         }
         for entry in &self.fdb {
             if let Some(device) = devices.get_mut(&entry.link)
-                && is_permanent(entry.state)
+                && entry.state.is_permanent()
                 && let Some(dst) = entry.dst
             {
                 device.fdb.insert((entry.mac, dst));
@@ -154,18 +153,6 @@ fn device(link: &Link, names: &BTreeMap<u32, &IfName>) -> Device {
         addrs: BTreeSet::new(),
         neighs: BTreeMap::new(),
         fdb: BTreeSet::new(),
-    }
-}
-
-/// `NUD_PERMANENT` (include/uapi/linux/neighbour.h). States are bits: `bridge fdb` sets
-/// `NUD_NOARP` beside it.
-const NUD_PERMANENT: u16 = 0x80;
-
-fn is_permanent(state: NeighState) -> bool {
-    match state {
-        NeighState::Permanent => true,
-        NeighState::Other(bits) => bits & NUD_PERMANENT != 0,
-        NeighState::NoArp | NeighState::Reachable | NeighState::Stale => false,
     }
 }
 

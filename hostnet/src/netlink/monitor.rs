@@ -65,7 +65,6 @@ impl Monitor {
         socket.bind(&SocketAddr::new(0, 0)).map_err(Error::Open)?;
         // Less room only means that events are lost, and told as lost, sooner.
         let _ = socket.set_rx_buf_sz(RECEIVE_BUFFER);
-        socket.set_non_blocking(true).map_err(Error::Open)?;
         for group in GROUPS {
             socket.add_membership(group).map_err(Error::Open)?;
         }
@@ -76,13 +75,13 @@ impl Monitor {
         })
     }
 
-    /// The next change, without waiting: `None` if there is none now.
+    /// The next change. Without `wait`, `None` if there is none now.
     ///
     /// # Errors
     /// [`Error::Socket`]; where [`Error::is_overrun`], events were lost: look at everything.
-    pub fn next_event(&mut self) -> Result<Option<Event>> {
+    pub fn next(&mut self, wait: bool) -> Result<Option<Event>> {
         while self.ready.is_empty() {
-            if !self.receive()? {
+            if !self.receive(wait)? {
                 return Ok(None);
             }
         }
@@ -90,15 +89,16 @@ impl Monitor {
     }
 
     /// Receives one datagram; `false` if there is none.
-    fn receive(&mut self) -> Result<bool> {
+    fn receive(&mut self, wait: bool) -> Result<bool> {
         let failed = |source| Error::Socket {
             what: "receive changes".to_owned(),
             source,
         };
+        let flags = if wait { 0 } else { libc::MSG_DONTWAIT };
         self.buffer.clear();
         self.buffer.reserve(DATAGRAM);
         loop {
-            match self.socket.recv(&mut self.buffer, 0) {
+            match self.socket.recv(&mut self.buffer, flags) {
                 Ok(_) => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),

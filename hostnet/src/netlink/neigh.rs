@@ -58,6 +58,17 @@ pub enum NeighState {
 }
 
 impl NeighState {
+    /// Whether an entry stays until somebody deletes it. (`bridge fdb … permanent` also sets the bit
+    /// of [`NeighState::NoArp`], which changes nothing.)
+    pub fn is_permanent(self) -> bool {
+        const NUD_PERMANENT: u16 = 0x80;
+        match self {
+            NeighState::Permanent => true,
+            NeighState::Other(number) => number & NUD_PERMANENT != 0,
+            _ => false,
+        }
+    }
+
     fn number(self) -> NeighbourState {
         match self {
             NeighState::Permanent => NeighbourState::Permanent,

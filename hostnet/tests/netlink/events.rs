@@ -11,7 +11,7 @@ use crate::{cable, cidr, ip, name, private, subnet};
 
 /// All events that are there; multicasts are delivered within the call that caused them.
 fn told(monitor: &mut Monitor) -> Vec<Event> {
-    std::iter::from_fn(|| monitor.next_event().unwrap()).collect()
+    std::iter::from_fn(|| monitor.next(false).unwrap()).collect()
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn lost_events_are_told_as_lost() {
             .collect();
         assert!(rtnl.apply_all(&requests).iter().all(Result::is_ok));
     }
-    let lost = std::iter::from_fn(|| monitor.next_event().transpose())
+    let lost = std::iter::from_fn(|| monitor.next(false).transpose())
         .any(|event| event.is_err_and(|error| error.is_overrun()));
     assert!(lost, "100,000 events do not fit");
     // And it goes on.

@@ -1,4 +1,5 @@
 use hostnet::netlink::link;
+use hostnet::netlink::neigh::NeighState;
 use hostnet::netlink::route::PROTOCOL_BOOT;
 use hostnet::vocab::Mac;
 

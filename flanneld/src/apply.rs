@@ -1,0 +1,219 @@
+//! Writing to the kernel: the only place that does. Each operation can be done twice, and one that fails does not stop
+//! the others: a peer's trouble is its own.
+
+use std::collections::HashMap;
+
+use hostnet::{
+    netlink::{
+        self, AbsentOk, Addr, FdbEntry, LinkKind, Neigh, Request, addr,
+        link::{self, Change, NewLink},
+        neigh, route,
+    },
+    vocab::{IfName, Mac},
+};
+
+use crate::{
+    diff::Op,
+    host::{Error, Host},
+    state::{DeviceKind, Route, RouteKey, Vxlan},
+};
+
+/// An operation that could not be done.
+#[derive(Debug, thiserror::Error)]
+#[error("{op}: {source}")]
+pub struct Failure {
+    /// The operation, as a command.
+    pub op: String,
+    /// Why.
+    pub source: Error,
+}
+
+impl Host {
+    /// Does the operations in order. Returns those that failed.
+    pub fn apply(&mut self, ops: &[Op]) -> Vec<Failure> {
+        let mut applying = Applying {
+            host: self,
+            indexes: HashMap::new(),
+            batch: Vec::new(),
+            failures: Vec::new(),
+        };
+        for op in ops {
+            if let Err(source) = applying.op(op) {
+                applying.failed(op, source);
+            }
+        }
+        applying.flush();
+        applying.failures
+    }
+}
+
+struct Applying<'a> {
+    host: &'a mut Host,
+    indexes: HashMap<IfName, u32>,
+    /// Requests that go into one system call.
+    batch: Vec<(&'a Op, Request)>,
+    failures: Vec<Failure>,
+}
+
+impl<'a> Applying<'a> {
+    fn op(&mut self, op: &'a Op) -> Result<(), Error> {
+        let request = match op {
+            Op::CreateLink {
+                dev,
+                kind,
+                mac,
+                mtu,
+            } => return self.create(dev, kind, *mac, *mtu),
+            Op::DeleteLink { dev } => {
+                self.flush();
+                self.indexes.remove(dev);
+                self.host.rtnl.apply(link::delete(dev)).absent_ok()?;
+                return Ok(());
+            }
+            Op::SetSysctl { key, value } => {
+                self.flush();
+                self.host.sysctl.ensure(key, value)?;
+                return Ok(());
+            }
+            Op::ChangeTable(changes) => {
+                self.flush();
+                return Ok(self.host.nft.apply(changes)?);
+            }
+            Op::SetMac { dev, mac } => link::change(
+                dev,
+                &Change {
+                    mac: Some(*mac),
+                    ..Change::default()
+                },
+            ),
+            Op::SetMtu { dev, mtu } => link::change(
+                dev,
+                &Change {
+                    mtu: Some(*mtu),
+                    ..Change::default()
+                },
+            ),
+            Op::SetUp { dev } => link::change(
+                dev,
+                &Change {
+                    up: Some(true),
+                    ..Change::default()
+                },
+            ),
+            Op::AddAddr { dev, addr } => addr::replace(&Addr::new(self.index(dev)?, *addr)),
+            Op::DeleteAddr { dev, addr } => addr::delete(&Addr::new(self.index(dev)?, *addr)),
+            Op::SetNeigh { dev, addr, mac } => {
+                neigh::replace(&Neigh::permanent(self.index(dev)?, *addr, *mac))
+            }
+            // A neighbour is found by its address alone.
+            Op::DeleteNeigh { dev, addr } => {
+                neigh::delete(&Neigh::permanent(self.index(dev)?, *addr, Mac::ZERO))
+            }
+            Op::SetFdb { dev, mac, dst } => {
+                neigh::fdb_replace(&FdbEntry::vxlan(self.index(dev)?, *mac, *dst))
+            }
+            Op::DeleteFdb { dev, mac, dst } => {
+                neigh::fdb_delete(&FdbEntry::vxlan(self.index(dev)?, *mac, *dst))
+            }
+            Op::SetRoute { key, route } => route::replace(&self.route(key, route)?),
+            Op::DeleteRoute { key, route } => route::delete(&self.route(key, route)?),
+        };
+        self.batch.push((op, request));
+        Ok(())
+    }
+
+    fn create(
+        &mut self,
+        dev: &IfName,
+        kind: &DeviceKind,
+        mac: Option<Mac>,
+        mtu: u32,
+    ) -> Result<(), Error> {
+        self.flush();
+        let DeviceKind::Vxlan(Vxlan {
+            vni,
+            port,
+            local,
+            parent,
+            learning,
+            gbp,
+        }) = kind
+        else {
+            return Ok(());
+        };
+        let device = parent
+            .as_ref()
+            .map(|parent| self.index(parent))
+            .transpose()?;
+        let vxlan = link::Vxlan {
+            vni: *vni,
+            port: *port,
+            local: *local,
+            device,
+            learning: *learning,
+            gbp: *gbp,
+        };
+        let new = NewLink {
+            mac,
+            mtu: Some(mtu),
+            ..NewLink::new(dev.clone(), LinkKind::Vxlan(vxlan))
+        };
+        self.indexes.remove(dev);
+        Ok(self.host.rtnl.apply(link::create(&new))?)
+    }
+
+    fn route(&mut self, key: &RouteKey, route: &Route) -> Result<netlink::Route, Error> {
+        let link = self.index(&route.dev)?;
+        Ok(netlink::Route {
+            onlink: route.onlink,
+            protocol: route.protocol,
+            src: route.src,
+            mtu: route.mtu,
+            metric: key.metric,
+            ..netlink::Route::new(key.dst, route.gateway, Some(link))
+        })
+    }
+
+    fn index(&mut self, dev: &IfName) -> Result<u32, Error> {
+        if let Some(index) = self.indexes.get(dev) {
+            return Ok(*index);
+        }
+        let link = self
+            .host
+            .rtnl
+            .link(dev)?
+            .ok_or_else(|| Error::NoDevice(dev.clone()))?;
+        self.indexes.insert(dev.clone(), link.index);
+        Ok(link.index)
+    }
+
+    /// Sends what waits, before something that cannot be in one system call with it.
+    fn flush(&mut self) {
+        let (ops, requests): (Vec<&Op>, Vec<Request>) =
+            std::mem::take(&mut self.batch).into_iter().unzip();
+        for (op, outcome) in ops.into_iter().zip(self.host.rtnl.apply_all(&requests)) {
+            let removes = matches!(
+                op,
+                Op::DeleteAddr { .. }
+                    | Op::DeleteNeigh { .. }
+                    | Op::DeleteFdb { .. }
+                    | Op::DeleteRoute { .. }
+            );
+            let outcome = if removes {
+                outcome.absent_ok()
+            } else {
+                outcome
+            };
+            if let Err(error) = outcome {
+                self.failed(op, error.into());
+            }
+        }
+    }
+
+    fn failed(&mut self, op: &Op, source: Error) {
+        self.failures.push(Failure {
+            op: op.to_string(),
+            source,
+        });
+    }
+}

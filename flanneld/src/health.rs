@@ -1,0 +1,101 @@
+//! What probes are told.
+
+use std::collections::BTreeSet;
+
+use agent::http::Reply;
+use tokio::sync::watch;
+
+/// What has to be there before this node's pods can reach the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// All Nodes and Leases are known.
+    Listed,
+    /// Our subnet is held.
+    Subnet,
+    /// The kernel holds what is desired: device, rules, and every valid peer that is known.
+    Kernel,
+    /// subnet.env (and the conflist) is written.
+    Files,
+}
+
+impl Part {
+    const ALL: [Self; 4] = [Self::Listed, Self::Subnet, Self::Kernel, Self::Files];
+
+    fn missing(self) -> &'static str {
+        match self {
+            Self::Listed => "Nodes and Leases are not listed yet",
+            Self::Subnet => "no subnet is held yet",
+            Self::Kernel => "the kernel does not hold all that is desired",
+            Self::Files => "subnet.env is not written yet",
+        }
+    }
+}
+
+/// The parts that are there, to be told by the loop and read by the server.
+#[derive(Debug)]
+pub struct Health(watch::Sender<BTreeSet<Part>>);
+
+impl Health {
+    /// With nothing there yet.
+    #[must_use]
+    pub fn new() -> (Self, watch::Receiver<BTreeSet<Part>>) {
+        let (sender, receiver) = watch::channel(BTreeSet::new());
+        (Self(sender), receiver)
+    }
+
+    /// Notes whether a part is there.
+    pub fn set(&self, part: Part, there: bool) {
+        self.0.send_if_modified(|parts| {
+            if there {
+                parts.insert(part)
+            } else {
+                parts.remove(&part)
+            }
+        });
+    }
+}
+
+/// The answer for a path. `/healthz` and `/livez` are 200 as long as the process can answer at all: a restart would
+/// mend nothing that the loop does not mend. `/readyz` is 200 when the node's network is complete.
+#[must_use]
+pub fn reply(target: &str, there: &BTreeSet<Part>) -> Reply {
+    match target.split('?').next() {
+        Some("/healthz" | "/livez") => Reply::text(200, "ok\n"),
+        Some("/readyz") => {
+            let missing: Vec<&str> = Part::ALL
+                .iter()
+                .filter(|part| !there.contains(part))
+                .map(|part| part.missing())
+                .collect();
+            if missing.is_empty() {
+                Reply::text(200, "ok\n")
+            } else {
+                Reply::text(503, missing.join("\n") + "\n")
+            }
+        }
+        _ => Reply::not_found(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_is_when_every_part_is_there_and_else_it_says_what_is_missing() {
+        let (health, parts) = Health::new();
+        for part in [Part::Listed, Part::Subnet, Part::Kernel] {
+            health.set(part, true);
+        }
+        assert_eq!(
+            reply("/readyz", &parts.borrow()),
+            Reply::text(503, "subnet.env is not written yet\n")
+        );
+        health.set(Part::Files, true);
+        assert_eq!(reply("/readyz?verbose", &parts.borrow()).status, 200);
+        health.set(Part::Kernel, false);
+        assert_eq!(reply("/readyz", &parts.borrow()).status, 503);
+        assert_eq!(reply("/livez", &parts.borrow()).status, 200);
+        assert_eq!(reply("/", &parts.borrow()).status, 404);
+    }
+}

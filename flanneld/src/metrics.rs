@@ -1,0 +1,153 @@
+//! The numbers that flanneld tells: `flanneld_*`.
+
+use std::sync::Arc;
+
+use hostnet::vocab::Family;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family as Metrics, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use crate::{peers::Selection, reconcile::Report};
+
+/// A family of addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfFamily {
+    family: &'static str,
+}
+
+/// Why a node is no peer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    reason: &'static str,
+}
+
+/// A kind of object in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct What {
+    object: &'static str,
+}
+
+/// Handles on all that is counted. Clones share the numbers.
+#[derive(Clone, Debug)]
+pub struct Counts {
+    registry: Arc<Registry>,
+    peers: Metrics<OfFamily, Gauge>,
+    skipped: Metrics<Why, Gauge>,
+    changes: Metrics<What, Counter>,
+    repairs: Metrics<What, Counter>,
+    passes: Histogram,
+    failures: Counter,
+}
+
+impl Counts {
+    /// All at zero, with the build's version beside them.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = agent::metrics::registry("flanneld");
+        let counts = Self {
+            registry: Arc::default(),
+            peers: Metrics::default(),
+            skipped: Metrics::default(),
+            changes: Metrics::default(),
+            repairs: Metrics::default(),
+            passes: Histogram::new([
+                0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+            ]),
+            failures: Counter::default(),
+        };
+        registry.register(
+            "flanneld_peers",
+            "Peers that are programmed",
+            counts.peers.clone(),
+        );
+        registry.register(
+            "flanneld_skipped_peers",
+            "Nodes that are left out, by reason",
+            counts.skipped.clone(),
+        );
+        registry.register(
+            "flanneld_changes",
+            "Changes made in the kernel, by kind of object",
+            counts.changes.clone(),
+        );
+        registry.register(
+            "flanneld_repairs",
+            "Changes by others that were undone, by kind of object",
+            counts.repairs.clone(),
+        );
+        registry.register(
+            "flanneld_sync_duration_seconds",
+            "Time that a pass over the kernel took",
+            counts.passes.clone(),
+        );
+        registry.register(
+            "flanneld_sync_failures",
+            "Passes that did not reach what is desired",
+            counts.failures.clone(),
+        );
+        Self {
+            registry: Arc::new(registry),
+            ..counts
+        }
+    }
+
+    /// What is registered.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// A pass has ended well after so many seconds.
+    pub fn passed(&self, seconds: f64, report: &Report) {
+        self.passes.observe(seconds);
+        for op in &report.ops {
+            self.changes
+                .get_or_create(&What {
+                    object: op.object(),
+                })
+                .inc();
+        }
+        for op in &report.lost {
+            self.repairs
+                .get_or_create(&What {
+                    object: op.object(),
+                })
+                .inc();
+        }
+        self.selected(&report.selection);
+    }
+
+    fn selected(&self, selection: &Selection) {
+        for (family, name) in [(Family::V4, "ipv4"), (Family::V6, "ipv6")] {
+            let count = selection
+                .peers
+                .iter()
+                .filter(|peer| peer.subnet.family() == family)
+                .count();
+            self.peers
+                .get_or_create(&OfFamily { family: name })
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        self.skipped.clear();
+        for skipped in &selection.skipped {
+            self.skipped
+                .get_or_create(&Why {
+                    reason: skipped.reason.label(),
+                })
+                .inc();
+        }
+    }
+
+    /// A pass has failed.
+    pub fn failed(&self) {
+        self.failures.inc();
+    }
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,277 @@
+//! The task that speaks to the API server on our behalf: holds the subnets, renews their Leases, and keeps our Node
+//! saying where we are. It is apart from the loop that programs the kernel, so that no slow or absent API server is in
+//! the way of mending.
+//!
+//! Level-triggered, too: each pass looks at what our Node says and at what is held, and does what is missing.
+
+use std::{sync::Arc, time::Duration};
+
+use agent::sync::{Options, Pacer};
+use hostnet::vocab::Subnet;
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    ByFamily,
+    announce::{self, Announcement},
+    config::Config,
+    lease::{Error, Holding, Leases, Others, Owner, renew_in},
+    node::NodeObject,
+};
+
+/// How long to wait for a controller-manager that seems to give out subnets.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const PACE: Options = Options {
+    min_interval: Duration::from_millis(100),
+    full_every: Duration::from_secs(300),
+    retry: Duration::from_millis(500),
+    retry_max: Duration::from_secs(30),
+};
+
+/// What the watches tell of us.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct View {
+    /// Our Node; `None` if there is none.
+    pub node: Option<NodeObject>,
+    /// What other nodes have. Filled in only where it is needed: while our Node has no subnet.
+    pub others: Others,
+    /// Leases in our name, as far as our subnets go.
+    pub leased: Vec<Subnet>,
+}
+
+/// What the task needs.
+#[derive(Debug)]
+pub struct Registrar {
+    config: Arc<Config>,
+    leases: Leases,
+    nodes: Api<NodeObject>,
+    held: watch::Sender<Option<ByFamily<Subnet>>>,
+    holdings: Option<Held>,
+    /// Since when we wait for somebody else to give us a subnet.
+    waiting_since: Option<Instant>,
+    /// The last complaint, so that it is said once.
+    complaint: Option<String>,
+}
+
+/// What is held, and for which Node.
+#[derive(Debug)]
+struct Held {
+    uid: String,
+    holdings: ByFamily<Holding>,
+    /// When we last knew that the Leases are there: a watch tells of new ones a little later.
+    known: Instant,
+}
+
+/// How long the watch may take to tell of a Lease that we have just made.
+const WATCH_LAG: Duration = Duration::from_secs(10);
+
+impl Registrar {
+    /// A registrar that publishes what is held to `held`.
+    #[must_use]
+    pub fn new(
+        config: Arc<Config>,
+        client: Client,
+        held: watch::Sender<Option<ByFamily<Subnet>>>,
+    ) -> Self {
+        let leases = Leases::new(client.clone(), &config.lease_namespace, &config.node_name);
+        Self {
+            config,
+            leases,
+            nodes: Api::all(client),
+            held,
+            holdings: None,
+            waiting_since: None,
+            complaint: None,
+        }
+    }
+
+    /// Runs until `stop`. `view` is `None` until all Nodes and Leases have been listed. Leases are not given back then: a restart finds them.
+    pub async fn run(
+        mut self,
+        mut view: watch::Receiver<Option<View>>,
+        mut announcement: watch::Receiver<Option<Announcement>>,
+        stop: CancellationToken,
+    ) {
+        let mut pacer = Pacer::new(PACE);
+        loop {
+            let wake = self.wake_at();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = view.changed() => if changed.is_err() { return } else { pacer.mark() },
+                changed = announcement.changed() => if changed.is_err() { return } else { pacer.mark() },
+                // After a failure the pacer knows when to try again.
+                () = sleep_until(wake), if pacer.failures() == 0 => pacer.mark(),
+                pass = pacer.due() => {
+                    let view = view.borrow_and_update().clone();
+                    let announcement = announcement.borrow_and_update().clone();
+                    let result = match view {
+                        Some(view) => self.pass(&view, announcement.as_ref()).await,
+                        None => Ok(()),
+                    };
+                    pacer.finished(pass, result.is_ok());
+                    self.complain(result.as_ref().err());
+                }
+            }
+        }
+    }
+
+    /// When there is something to do though nothing changes.
+    fn wake_at(&self) -> Instant {
+        let now = Instant::now();
+        let renewal = self
+            .holdings
+            .as_ref()
+            .map(|held| now + renew_in(&held.holdings, self.config.renew_margin));
+        let patience = self
+            .waiting_since
+            .map(|since| since + PATIENCE)
+            .filter(|end| *end > now);
+        let far = now + PACE.full_every;
+        renewal.into_iter().chain(patience).min().unwrap_or(far)
+    }
+
+    async fn pass(
+        &mut self,
+        view: &View,
+        announcement: Option<&Announcement>,
+    ) -> Result<(), Error> {
+        // Without a Node there is nothing that a Lease could belong to. What we held stays in use.
+        let node = view.node.as_ref().ok_or_else(|| Error::NoNode {
+            node: self.config.node_name.clone(),
+        })?;
+        if !self.is_current(node, view) {
+            self.hold(view).await?;
+        }
+        self.renew(node).await?;
+        if let Some(announcement) = announcement {
+            self.announce(node, announcement).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether what is held is what our Node asks for, and the Leases are there.
+    fn is_current(&self, node: &NodeObject, view: &View) -> bool {
+        let assigned = node.subnets();
+        self.holdings.as_ref().is_some_and(|held| {
+            let is_as_told = held.holdings.iter().all(|(family, holding)| {
+                assigned.get(family) == Some(&holding.subnet)
+                    && view.leased.contains(&holding.subnet)
+            });
+            held.uid == node.uid() && (is_as_told || held.known.elapsed() < WATCH_LAG)
+        })
+    }
+
+    async fn hold(&mut self, view: &View) -> Result<(), Error> {
+        let may_wait = self
+            .waiting_since
+            .is_none_or(|since| since.elapsed() < PATIENCE);
+        match self
+            .leases
+            .hold(&self.config.net, &view.others, may_wait)
+            .await
+        {
+            Ok(holdings) => {
+                let subnets = ByFamily::from_fn(|family| Some(holdings.get(family)?.subnet));
+                if self.held.borrow().as_ref() != Some(&subnets) {
+                    let listed: Vec<String> = subnets
+                        .iter()
+                        .map(|(_, subnet)| subnet.to_string())
+                        .collect();
+                    tracing::info!(subnets = listed.join(","), "subnet held");
+                }
+                let Some((_, first)) = holdings.iter().next() else {
+                    return Ok(());
+                };
+                self.holdings = Some(Held {
+                    uid: first.owner.clone().unwrap_or_default(),
+                    holdings,
+                    known: Instant::now(),
+                });
+                self.waiting_since = None;
+                self.held.send_if_modified(|held| {
+                    let new = held.as_ref() != Some(&subnets);
+                    *held = Some(subnets);
+                    new
+                });
+                Ok(())
+            }
+            Err(error) => {
+                if matches!(error, Error::Unassigned { .. }) {
+                    self.waiting_since.get_or_insert_with(Instant::now);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn renew(&mut self, node: &NodeObject) -> Result<(), Error> {
+        let Some(held) = &mut self.holdings else {
+            return Ok(());
+        };
+        let owner = Owner {
+            name: self.config.node_name.clone(),
+            uid: node.uid().to_owned(),
+        };
+        let due =
+            |holding: &Holding| holding.renew_at(self.config.renew_margin) <= Timestamp::now();
+        for family in hostnet::vocab::Family::ALL {
+            let Some(holding) = held.holdings.get(family).filter(|holding| due(holding)) else {
+                continue;
+            };
+            match self.leases.renew(holding, &owner).await? {
+                Some(renewed) => {
+                    tracing::info!(subnet = %renewed.subnet, until = %renewed.expires, "Lease renewed");
+                    *held.holdings.get_mut(family) = Some(renewed);
+                }
+                // Gone: the next pass claims it again.
+                None => {
+                    self.holdings = None;
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn announce(&self, node: &NodeObject, announcement: &Announcement) -> Result<(), Error> {
+        let Some(patch) = announce::patch(
+            node,
+            announcement,
+            &self.config.annotations,
+            Timestamp::now(),
+        ) else {
+            return Ok(());
+        };
+        let name = &self.config.node_name;
+        let patched = self
+            .nodes
+            .patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch))
+            .await;
+        patched.map_err(|source| Error::Api {
+            what: format!("annotate Node {name}"),
+            source,
+        })?;
+        tracing::info!(node = %name, patch = %patch, "told the other nodes where we are");
+        Ok(())
+    }
+
+    fn complain(&mut self, error: Option<&Error>) {
+        let text = error.map(ToString::to_string);
+        if text != self.complaint {
+            match &text {
+                Some(error) => tracing::warn!(error, "not registered; trying again"),
+                None => tracing::info!("registered again"),
+            }
+            self.complaint = text;
+        }
+    }
+}
