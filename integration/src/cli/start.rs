@@ -77,7 +77,7 @@ impl Demo {
         let mut page = Page::stdout();
         let demo = demo::Demo::start(&lab)?;
         demo.tell(&lab, &mut page)?;
-        eprintln!("  {:.1} s", start.elapsed().as_secs_f64());
+        page.verdict(start.elapsed())?;
         if self.keep {
             let (node, pod) = demo.place();
             let targets = demo.targets(&lab);

@@ -35,7 +35,8 @@ impl Expected {
         }
     }
 
-    /// The first line of `text` that is as expected, without the blanks around it.
+    /// The first line of `text` that is as expected, with single blanks, and cut where it goes on
+    /// for long after what was expected.
     pub(super) fn find(&self, text: &str) -> Option<String> {
         let found = match self.from {
             From::Lines => text.lines().find(|line| self.fits(line)).map(str::to_owned),
@@ -47,26 +48,37 @@ impl Expected {
                         .is_some_and(|first| element.starts_with(first))
             }),
         };
-        found.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        let line = found?.split_whitespace().collect::<Vec<_>>().join(" ");
+        let end = self.end_in(&line)?;
+        Some(clip(line, end))
     }
 
     fn fits(&self, line: &str) -> bool {
-        let mut rest = line;
-        self.parts
-            .iter()
-            .all(|part| match rest.find(part.as_str()) {
-                Some(at) => {
-                    rest = &rest[at + part.len()..];
-                    true
-                }
-                None => false,
-            })
+        self.end_in(line).is_some()
+    }
+
+    /// Where in the line the last part ends, if all parts are there in order.
+    fn end_in(&self, line: &str) -> Option<usize> {
+        self.parts.iter().try_fold(0, |start, part| {
+            let at = line[start..].find(part.as_str())?;
+            Some(start + at + part.len())
+        })
     }
 }
 
 impl std::fmt::Display for Expected {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.parts.join(" … "))
+    }
+}
+
+/// Cuts a long line at a blank, but not before `end`.
+fn clip(line: String, end: usize) -> String {
+    const WIDTH: usize = 96;
+    let from = end.max(WIDTH);
+    match line.get(from..).and_then(|rest| rest.find(' ')) {
+        Some(blank) => format!("{} …", &line[..from + blank]),
+        None => line,
     }
 }
 
@@ -108,6 +120,17 @@ mod tests {
         );
         assert_eq!(Expected::element(["96.0.1"]).find(LISTING), None);
         assert_eq!(Expected::element(["1"]).find("an empty set"), None);
+    }
+
+    #[test]
+    fn long_lines_are_cut_after_what_was_expected() {
+        let long = format!(
+            "vxlan id 1 {} dstport 8472 nolearning ttl auto",
+            "x ".repeat(60)
+        );
+        let found = Expected::line(["vxlan id 1", "dstport 8472"]).find(&long);
+        assert!(found.unwrap().ends_with(" dstport 8472 …"));
+        assert!(Expected::line(["vxlan id 1"]).find(&long).unwrap().len() < 110);
     }
 
     #[test]

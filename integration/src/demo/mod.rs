@@ -31,6 +31,19 @@ impl Demo {
 
     /// Tells the story on a page.
     pub fn tell(&self, lab: &Lab, page: &mut Page) -> Result<()> {
+        let pod = &self.0.hello;
+        page.title(
+            "A request to port 30001 of any node, followed by hand to the pod that answers",
+        )?;
+        page.say(&format!(
+            "Service default/hello-world-service: {CLUSTER_IP}:{SERVICE_PORT}, node port {NODE_PORT}"
+        ))?;
+        page.say(&format!(
+            "Pod {}: {} on {}",
+            pod.name(),
+            pod.address(),
+            pod.node()
+        ))?;
         story::tell(lab, &self.0, page)?;
         packets::send(lab, &self.0, page)
     }

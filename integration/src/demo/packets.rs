@@ -38,8 +38,7 @@ pub(super) fn send(lab: &Lab, cluster: &Cluster, page: &mut Page) -> Result<()> 
         .page
         .say("A pod is seen by its own address, on the same node and across; a node by its own.")?;
     for pod in [&cluster.dns, &cluster.neighbour] {
-        let place = format!("{} {}", pod.node(), pod.name());
-        packets.ask(&place, pod.netns(), target, &[pod.ip()])?;
+        packets.ask(pod.name(), pod.netns(), target, &[pod.ip()])?;
     }
     for node in lab.nodes() {
         let addresses = addresses(node)?;
@@ -49,9 +48,7 @@ pub(super) fn send(lab: &Lab, cluster: &Cluster, page: &mut Page) -> Result<()> 
         .page
         .say("And the pod reaches itself, as one that came from its node:")?;
     let home = addresses(lab.node(cluster.hello.node())?)?;
-    let place = format!("{} {}", cluster.hello.node(), cluster.hello.name());
-    packets.ask(&place, cluster.hello.netns(), target, &home)?;
-    packets.page.verdict()
+    packets.ask(cluster.hello.name(), cluster.hello.netns(), target, &home)
 }
 
 struct Packets<'a> {

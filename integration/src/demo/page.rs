@@ -2,6 +2,7 @@
 //! Coloured on a terminal, plain in a pipe.
 
 use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -36,6 +37,12 @@ impl Page {
     /// How many lines were told, and how many of them were wrong.
     pub fn score(&self) -> (usize, usize) {
         (self.told, self.wrong)
+    }
+
+    /// What stands above the first chapter.
+    pub(super) fn title(&mut self, title: &str) -> Result<()> {
+        let title = self.paint(BOLD, title);
+        self.print(&format!("\n{title}"))
     }
 
     /// Begins a chapter.
@@ -77,14 +84,17 @@ impl Page {
         Ok(())
     }
 
-    /// The end.
-    pub(super) fn verdict(&mut self) -> Result<()> {
+    /// The end, and how long it took to get there.
+    pub fn verdict(&mut self, took: Duration) -> Result<()> {
         let (told, wrong) = self.score();
         let verdict = match wrong {
-            0 => self.paint(GREEN, &format!("All {told} lines are true.")),
-            _ => self.paint(RED, &format!("{wrong} of {told} lines are not true.")),
+            0 => self.paint(GREEN, &format!("All {told} lines are true")),
+            _ => self.paint(RED, &format!("{wrong} of {told} lines are not true")),
         };
-        self.print(&format!("\n{verdict}"))
+        self.print(&format!(
+            "\n{verdict} ({:.1} s in all).",
+            took.as_secs_f64()
+        ))
     }
 
     fn paint(&self, colour: &str, text: &str) -> String {

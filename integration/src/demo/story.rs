@@ -178,11 +178,8 @@ impl Story<'_> {
         )?;
         self.look(
             &machine,
-            "ip -d link show dev cni0",
-            &[
-                Expected::line(["cni0:", "UP"]),
-                Expected::line(["bridge forward_delay"]),
-            ],
+            "ip -br link show type bridge",
+            &[Expected::line(["cni0", "UP"])],
         )?;
         self.page.say(
             "Each pod is a cable: one end on the bridge, the other in the pod. Which is whose:",
@@ -198,8 +195,7 @@ impl Story<'_> {
         let inside = inspect::json_in(pod.netns(), "ip -j -d address show dev eth0")?;
         let link = inside.first().context("the pod has no eth0")?;
         let veth = inspect::host_veth(machine, pod.netns())?;
-        let place = format!("{} {}", machine.name(), pod.name());
-        self.page.prompt(&place, "ip address show dev eth0")?;
+        self.page.prompt(pod.name(), "ip address show dev eth0")?;
         let shown = inspect::run_in(pod.netns(), "ip address show dev eth0")?;
         let index = number(link, "ifindex")?;
         let peer = number(link, "link_index")?;

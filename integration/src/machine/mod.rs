@@ -134,7 +134,7 @@ impl Machine {
         };
         command
             .arg(format!("--mount={}", of_keeper("mnt")))
-            .arg(format!("--net={}", self.netns.fd_path().display()))
+            .arg(format!("--net={}", self.netns.path().display()))
             .arg(format!("--uts={}", of_keeper("uts")))
             .arg(format!("--pid={}", of_keeper("pid")))
             .args(["--", program])
