@@ -1,11 +1,15 @@
 //! The backend: keeps the kernel's two tables to the plan.
 
-use hostnet::nft::{Change, Changes, Error, Nft, TableId};
+use hostnet::nft::{Change, Changes, Error, Nft, Op, TableId};
 use hostnet::vocab::{Family, names};
 
 use super::diff::State;
 use crate::backend::{Applied, Backend};
 use crate::plan::{Delta, Ruleset};
+
+/// The most operations in one transaction, where they can be parted: the kernel works on one for tens of
+/// milliseconds at most, during which nobody else in the machine can change rules.
+const PART: usize = 10_000;
 
 /// How often a full pass is tried when others change the ruleset meanwhile.
 const ATTEMPTS: u32 = 10;
@@ -53,10 +57,10 @@ impl NftBackend {
             let observed = self.nft.observe(&table(family))?;
             let rules = ruleset.family(family);
             let (changes, state) = State::replace(family, observed.table.as_ref(), rules);
-            match self.nft.apply_at(observed.generation, &changes) {
-                Ok(()) => {
+            match self.send(changes, Some(observed.generation)) {
+                Ok(ops) => {
                     self.states[index(family)] = Some(state);
-                    return Ok(changes.ops.len());
+                    return Ok(ops);
                 }
                 Err(error) if error.is_surprise() && attempt < ATTEMPTS => attempt += 1,
                 Err(error) => return Err(error),
@@ -72,16 +76,42 @@ impl NftBackend {
     ) -> Result<Applied, NftError> {
         let mut ops = 0;
         for family in families {
-            let slot = &mut self.states[index(family)];
-            let mut state = slot.take().ok_or(NftError::Unknown(family))?;
+            let state = self.states[index(family)].take();
+            let mut state = state.ok_or(NftError::Unknown(family))?;
             let changes = changes(family, &mut state);
-            self.nft
-                .apply(&changes)
-                .map_err(|source| NftError::Kernel { family, source })?;
-            ops += changes.ops.len();
-            *slot = Some(state);
+            let sent = self.send(changes, None);
+            ops += sent.map_err(|source| NftError::Kernel { family, source })?;
+            self.states[index(family)] = Some(state);
         }
         Ok(self.applied(ops))
+    }
+
+    /// Sends the changes, many of them in parts, and returns how many they were.
+    ///
+    /// Their order makes every part right by itself: slots come before the entrances that lead to them, and
+    /// what an entrance leads to does not go in the same call. A table that is replaced is never parted, so
+    /// that there is no moment without one.
+    fn send(&mut self, changes: Changes, mut generation: Option<u32>) -> Result<usize, Error> {
+        let Changes { table, mut ops } = changes;
+        let count = ops.len();
+        let part = if ops.contains(&Op::DeleteTable) {
+            count
+        } else {
+            PART
+        };
+        while !ops.is_empty() {
+            let rest = ops.split_off(part.min(ops.len()));
+            let changes = Changes {
+                table: table.clone(),
+                ops,
+            };
+            match generation.take() {
+                Some(generation) => self.nft.apply_at(generation, &changes)?,
+                None => self.nft.apply(&changes)?,
+            }
+            ops = rest;
+        }
+        Ok(count)
     }
 
     fn applied(&self, ops: usize) -> Applied {

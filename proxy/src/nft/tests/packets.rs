@@ -12,7 +12,7 @@ use hostnet::vocab::Family;
 
 use super::world::{NODE_PORT, Service, World, ask};
 use crate::backend::{Applied, Backend};
-use crate::plan::{Delta, Protocol, Ruleset};
+use crate::plan::{Delta, PortKey, PortName, Protocol, Ruleset};
 
 fn for_both_families(check: impl Fn(World)) {
     for family in Family::ALL {
@@ -358,4 +358,39 @@ fn cleanup_removes_ours_and_nothing_else() {
         world.node.sh("nft", &["list", "tables"]),
         "table ip foreign\n"
     );
+}
+
+#[test]
+fn a_load_in_parts_is_whole() {
+    let world = World::new(Family::V4);
+    let small = world.plan([Service::tcp([world.endpoint(11)])]);
+    let mut large = small.clone();
+    for n in 1..=8_000_u16 {
+        let (key, port) = small.v4.ports.iter().next().unwrap();
+        let mut port = (**port).clone();
+        port.frontends.truncate(1);
+        port.frontends[0].port = 10_000 + n;
+        let name = PortName::new("many", &format!("service-{n}"), "");
+        large.v4.ports.insert(
+            PortKey {
+                name,
+                ..key.clone()
+            },
+            port.into(),
+        );
+    }
+    let mut backend = world.backend();
+    assert!(backend.replace(&large).unwrap().ops > 24_000);
+    assert_eq!(world.backend().replace(&large).unwrap(), Applied::default());
+    assert_eq!(ask_tcp(&world.client, &world.vip()).unwrap().server, "a");
+
+    let errors = failures_during(&world, |_| {
+        backend.update(&Delta::between(&large, &small)).unwrap();
+        backend.update(&Delta::between(&small, &large)).unwrap();
+        backend.update(&Delta::between(&large, &small)).unwrap();
+        backend.tick().unwrap();
+        backend.tick().unwrap();
+    });
+    assert_eq!(errors, [] as [&str; 0]);
+    assert_eq!(world.backend().replace(&small).unwrap(), Applied::default());
 }

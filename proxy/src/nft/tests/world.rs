@@ -42,6 +42,8 @@ impl World {
         let [client, node, a, b, c] = ["client", "node", "a", "b", "c"].map(Ns::new);
         let w = |text: &str| with_prefix(family, text);
         node.forward();
+        // Until its link-local address is known to be its own alone, a link asks for no neighbours.
+        node.set_sysctl("ipv6/conf/default/accept_dad", "0");
         connect(&client, "eth0", &node, "eth0");
         client.addr("eth0", &w("outside.100"));
         node.addr("eth0", &w("outside.1"));
