@@ -72,6 +72,8 @@ pub enum Program {
     ApiServer,
     /// The command for people.
     Kubectl,
+    /// What turns Services into NAT on other clusters.
+    KubeProxy,
     /// The reference plugin that does what `twill-cni` does, save for addresses.
     Bridge,
     /// The reference plugin for addresses.
@@ -88,6 +90,7 @@ impl Program {
             Program::Etcd => "etcd",
             Program::ApiServer => "kube-apiserver",
             Program::Kubectl => "kubectl",
+            Program::KubeProxy => "kube-proxy",
             Program::Bridge => "bridge",
             Program::HostLocal => "host-local",
         }
@@ -99,6 +102,7 @@ impl Program {
             Program::Etcd => "go.etcd.io/etcd/server/v3",
             Program::ApiServer => "k8s.io/kubernetes/cmd/kube-apiserver",
             Program::Kubectl => "k8s.io/kubernetes/cmd/kubectl",
+            Program::KubeProxy => "k8s.io/kubernetes/cmd/kube-proxy",
             Program::Bridge => "github.com/containernetworking/plugins/plugins/main/bridge",
             Program::HostLocal => "github.com/containernetworking/plugins/plugins/ipam/host-local",
         }
