@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use hostnet::{
     netlink::{
         self, AbsentOk, Addr, FdbEntry, LinkKind, Neigh, Request, addr,
-        link::{self, Change, NewLink},
+        link::{self, AddrGenMode, Change, NewLink},
         neigh, route,
     },
     vocab::{IfName, Mac},
@@ -159,7 +159,17 @@ impl<'a> Applying<'a> {
             ..NewLink::new(dev.clone(), LinkKind::Vxlan(vxlan))
         };
         self.indexes.remove(dev);
-        Ok(self.host.rtnl.apply(link::create(&new))?)
+        self.host.rtnl.apply(link::create(&new))?;
+        if local.is_some_and(|local| local.is_ipv4()) {
+            // With a link-local address the device for IPv4 would send router solicitations and group reports into
+            // a tunnel where nobody listens. A kernel without IPv6 has nothing to switch off.
+            let quiet = Change {
+                addr_gen_mode: Some(AddrGenMode::None),
+                ..Change::default()
+            };
+            let _ = self.host.rtnl.apply(link::change(dev, &quiet));
+        }
+        Ok(())
     }
 
     fn route(&mut self, key: &RouteKey, route: &Route) -> Result<netlink::Route, Error> {
