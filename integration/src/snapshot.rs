@@ -92,18 +92,25 @@ impl fmt::Display for Changes {
     }
 }
 
-/// All devices with all attributes but the bridges' running timers, one a line.
+/// All devices with all attributes but the bridges' running timers: one a line, so that a
+/// difference is one line too.
 fn links(netns: &NetNs) -> Result<String> {
-    let mut links = inspect::json_in(netns, "ip -j -d link show")?;
-    let mut text = String::new();
-    for link in &mut links {
-        if let Some(data) = link["linkinfo"]["info_data"].as_object_mut() {
-            data.retain(|key, _| !key.ends_with("_timer"));
-        }
-        text.push_str(&Value::to_string(link));
-        text.push('\n');
+    let mut lines = Vec::new();
+    for link in inspect::json_in(netns, "ip -j -d link show")? {
+        let name = link["ifname"].as_str().context("a device without a name")?;
+        attributes(name, &link, &mut lines);
     }
-    Ok(text)
+    Ok(lines.join("\n"))
+}
+
+fn attributes(path: &str, value: &Value, lines: &mut Vec<String>) {
+    match value.as_object() {
+        Some(fields) => {
+            let stable = fields.iter().filter(|(key, _)| !key.ends_with("_timer"));
+            stable.for_each(|(key, value)| attributes(&format!("{path} {key}"), value, lines));
+        }
+        None => lines.push(format!("{path} = {value}")),
+    }
 }
 
 /// The namespace's part of `/proc/sys/net`.
@@ -146,10 +153,7 @@ mod tests {
         let changes = before.changes_to(&Snapshot::of(&netns).unwrap());
         let text = changes.to_string();
         assert!(text.contains("nftables + table ip foreign {"), "{text}");
-        assert!(
-            text.contains("links - ") && text.contains("links + "),
-            "{text}"
-        );
+        assert!(text.contains("links + lo operstate"), "{text}");
         assert!(
             text.contains("addresses + ") && text.contains("127.0.0.1/8"),
             "{text}"

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use integration::machine::Machine;
 use integration::monitor::Monitor;
 use integration::snapshot::Snapshot;
 use integration::testing::{NODES, lab, pod, service, vip};
@@ -42,6 +43,9 @@ fn kill_and_restart(daemon: Daemon, node_port: u16) {
         }
     };
     flow("before");
+    for node in lab().nodes() {
+        settle(node.machine());
+    }
     let before: Vec<_> = lab()
         .nodes()
         .iter()
@@ -76,4 +80,14 @@ fn kill_and_restart(daemon: Daemon, node_port: u16) {
     lab().unexpose(&service).unwrap();
     lab().delete_pod(client).unwrap();
     lab().delete_pod(backend).unwrap();
+}
+
+/// Waits until the kernel has seen that nobody else has the new devices' link-local addresses:
+/// the end of that is a change too.
+fn settle(machine: &Machine) {
+    wait::until("end of duplicate address detection", wait::PATIENCE, || {
+        let tentative = machine.run("ip -6 address show tentative")?;
+        Ok(wait::holds(tentative.is_empty(), &tentative))
+    })
+    .unwrap();
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use hostnet::netns::NetNs;
 
-use super::{Greeting, Transport};
+use super::{Greeting, Transport, make_room};
 
 /// Long enough for three tries of a connect (1 s and 2 s apart).
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -55,6 +55,7 @@ pub(super) fn datagrams_to(netns: &NetNs, server: SocketAddr) -> Result<UdpSocke
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
     let socket = netns.run_in(|| UdpSocket::bind(any))??;
+    make_room(&socket)?;
     socket.connect(server)?;
     Ok(socket)
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use anyhow::{Context, Result};
 
-use super::Greeting;
+use super::{Greeting, make_room};
 
 /// Serves TCP and UDP on one port of all addresses (0: any free one), in threads of its own, as
 /// long as the process lives. Returns where it listens.
@@ -17,6 +17,7 @@ pub fn serve(name: &str, port: u16) -> Result<SocketAddr> {
     let port = address.port();
     let datagrams =
         UdpSocket::bind(any(port)).with_context(|| format!("cannot listen on udp port {port}"))?;
+    make_room(&datagrams)?;
     let tcp_name = name.to_owned();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
