@@ -134,8 +134,19 @@ fn create(ops: &mut Vec<Op>, desired: &Table) {
     update(ops, &empty, desired);
 }
 
-/// The order follows who refers to whom: rules to sets and chains, elements to chains.
+/// The order follows who refers to whom. New chains have their rules before anything leads to them, so that
+/// a long list of operations can be sent in parts.
 fn update(ops: &mut Vec<Op>, observed: &Table, desired: &Table) {
+    let is_new_chain = |name: &Name| !observed.chains.contains_key(name);
+    let (new_chains, kept_chains): (Vec<_>, Vec<_>) = desired
+        .chains
+        .iter()
+        .partition(|(name, _)| is_new_chain(name));
+    let old_chains: Vec<_> = observed
+        .chains
+        .iter()
+        .filter(|(name, _)| !desired.chains.contains_key(*name))
+        .collect();
     let new_sets = desired
         .sets
         .iter()
@@ -144,24 +155,18 @@ fn update(ops: &mut Vec<Op>, observed: &Table, desired: &Table) {
         .sets
         .iter()
         .filter(|(name, _)| !desired.sets.contains_key(*name));
-    let new_chains = desired
-        .chains
-        .iter()
-        .filter(|(name, _)| !observed.chains.contains_key(*name));
-    let old_chains: Vec<_> = observed
-        .chains
-        .iter()
-        .filter(|(name, _)| !desired.chains.contains_key(*name))
-        .collect();
 
     ops.extend(new_sets.map(|(_, set)| Op::AddSet(set.decl.clone())));
-    ops.extend(new_chains.map(|(name, chain)| {
+    ops.extend(new_chains.iter().map(|(name, chain)| {
         let bare = Chain {
             rules: Vec::new(),
-            ..chain.clone()
+            ..(*chain).clone()
         };
-        Op::AddChain(name.clone(), Arc::new(bare))
+        Op::AddChain((*name).clone(), Arc::new(bare))
     }));
+    for (name, chain) in new_chains {
+        set_rules(ops, name, &[], &chain.rules);
+    }
     for (name, set) in &desired.sets {
         let observed = observed.sets.get(name);
         if let Some(observed) = observed.filter(|set| set.decl.interval) {
@@ -170,30 +175,29 @@ fn update(ops: &mut Vec<Op>, observed: &Table, desired: &Table) {
         }
         put_elements(ops, observed, set);
     }
-    for (name, chain) in &desired.chains {
-        let rules = observed
-            .chains
-            .get(name)
-            .map_or(&[][..], |other| &other.rules);
-        if rules != chain.rules {
-            ops.push(Op::SetRules(name.clone(), chain.rules.clone()));
-        }
+    for (name, chain) in kept_chains {
+        set_rules(ops, name, &observed.chains[name].rules, &chain.rules);
     }
     for (name, set) in &desired.sets {
         if let Some(observed) = observed.sets.get(name).filter(|set| !set.decl.interval) {
             drop_elements(ops, observed, set);
         }
     }
-    let old_rules = old_chains
-        .iter()
-        .filter(|(_, chain)| !chain.rules.is_empty());
-    ops.extend(old_rules.map(|(name, _)| Op::SetRules((*name).clone(), Vec::new())));
+    for (name, chain) in &old_chains {
+        set_rules(ops, name, &chain.rules, &[]);
+    }
     ops.extend(old_sets.map(|(_, set)| Op::DeleteSet(set.decl.clone())));
     ops.extend(
         old_chains
             .iter()
             .map(|(name, _)| Op::DeleteChain((*name).clone())),
     );
+}
+
+fn set_rules(ops: &mut Vec<Op>, chain: &Name, observed: &[Rule], desired: &[Rule]) {
+    if observed != desired {
+        ops.push(Op::SetRules(chain.clone(), desired.to_vec()));
+    }
 }
 
 fn put_elements(ops: &mut Vec<Op>, observed: Option<&Set>, desired: &Set) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hostnet::nft::{Data, Key, Op, Proto, Table, Verdict as NftVerdict, model::replay};
+use hostnet::nft::{Changes, Data, Key, Op, Proto, Table, Verdict as NftVerdict, model::replay};
 use hostnet::vocab::Family;
 use proptest::prelude::*;
 
@@ -180,7 +180,8 @@ fn reachable(entrances: &Table, slots: &Table) -> BTreeMap<(Map, Key), Vec<Key>>
             let Some(balancer) = Balancer::by_name(chain) else {
                 continue;
             };
-            assert!(slots.chains.contains_key(chain), "{chain} is gone");
+            let rules = slots.chains.get(chain).map(|chain| &*chain.rules);
+            assert_eq!(rules, Some(&*balancer.chain(V4).rules), "{chain}");
             let decl = &entrances.sets[map.name()].decl;
             let target = &slots.sets[balancer.map().name()];
             let ends = (0..balancer.endpoints).map(|slot| {
@@ -275,6 +276,22 @@ proptest! {
                 // Who reads what leads somewhere now, finds it there after the cleaning.
                 prop_assert_eq!(reachable(&before, &sim.table), new);
             }
+        }
+    }
+
+    /// So that a long list can be sent in parts.
+    #[test]
+    fn every_beginning_of_a_list_of_changes_is_right_by_itself(a in rules(), b in rules(), repair in any::<bool>()) {
+        let mut sim = Sim::start(a.clone());
+        let changes = match repair {
+            true => State::replace(V4, Some(&sim.table), &b).0,
+            false => sim.state.update(&FamilyDelta::between(&a, &b)),
+        };
+        let mut table = sim.table;
+        for op in changes.ops {
+            let changes = Changes { table: changes.table.clone(), ops: vec![op] };
+            table = replay(Some(table), &changes).unwrap().unwrap();
+            reachable(&table, &table);
         }
     }
 
