@@ -67,11 +67,12 @@ pub struct Registrar {
 struct Held {
     uid: String,
     holdings: ByFamily<Holding>,
-    /// When we last knew that the Leases are there: a watch tells of new ones a little later.
-    known: Instant,
+    since: Instant,
+    /// The watches have told of all this, too. They are a little behind our own requests.
+    seen: bool,
 }
 
-/// How long the watch may take to tell of a Lease that we have just made.
+/// How long the watches may take to tell of what we have just done.
 const WATCH_LAG: Duration = Duration::from_secs(10);
 
 impl Registrar {
@@ -131,12 +132,15 @@ impl Registrar {
             .holdings
             .as_ref()
             .map(|held| now + renew_in(&held.holdings, self.config.renew_margin));
-        let patience = self
-            .waiting_since
-            .map(|since| since + PATIENCE)
-            .filter(|end| *end > now);
+        let unseen = self
+            .holdings
+            .as_ref()
+            .filter(|held| !held.seen)
+            .map(|held| held.since + WATCH_LAG);
+        let patience = self.waiting_since.map(|since| since + PATIENCE);
+        let waits = unseen.into_iter().chain(patience).filter(|end| *end > now);
         let far = now + PACE.full_every;
-        renewal.into_iter().chain(patience).min().unwrap_or(far)
+        renewal.into_iter().chain(waits).min().unwrap_or(far)
     }
 
     async fn pass(
@@ -159,15 +163,18 @@ impl Registrar {
     }
 
     /// Whether what is held is what our Node asks for, and the Leases are there.
-    fn is_current(&self, node: &NodeObject, view: &View) -> bool {
+    fn is_current(&mut self, node: &NodeObject, view: &View) -> bool {
+        let Some(held) = &mut self.holdings else {
+            return false;
+        };
         let assigned = node.subnets();
-        self.holdings.as_ref().is_some_and(|held| {
-            let is_as_told = held.holdings.iter().all(|(family, holding)| {
+        let is_as_told = held.uid == node.uid()
+            && held.holdings.iter().all(|(family, holding)| {
                 assigned.get(family) == Some(&holding.subnet)
                     && view.leased.contains(&holding.subnet)
             });
-            held.uid == node.uid() && (is_as_told || held.known.elapsed() < WATCH_LAG)
-        })
+        held.seen |= is_as_told;
+        is_as_told || (!held.seen && held.since.elapsed() < WATCH_LAG)
     }
 
     async fn hold(&mut self, view: &View) -> Result<(), Error> {
@@ -194,7 +201,8 @@ impl Registrar {
                 self.holdings = Some(Held {
                     uid: first.owner.clone().unwrap_or_default(),
                     holdings,
-                    known: Instant::now(),
+                    since: Instant::now(),
+                    seen: false,
                 });
                 self.waiting_since = None;
                 self.held.send_if_modified(|held| {

@@ -1,0 +1,456 @@
+//! flanneld with a real API server: what it publishes, what it holds, what it mends, and whom it leaves out.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use integration::testing::{NODES, ask, lab, pod};
+use integration::traffic::{Stream, Transport};
+use integration::{Daemon, Lab, Node, http, wait};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+
+const PREFIX: &str = "flannel.alpha.coreos.com";
+
+/// Tests that change or compare what all share wait for each other.
+#[expect(
+    clippy::disallowed_types,
+    reason = "tests are threads, and have no task to own the cluster"
+)]
+fn in_turn() -> std::sync::MutexGuard<'static, ()> {
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    // A test that failed has told so itself.
+    TURN.lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn node(name: &str) -> &'static Node {
+    lab().node(name).unwrap()
+}
+
+fn object(name: &str) -> NodeObject {
+    lab().api().get(None, name).unwrap().expect("a Node")
+}
+
+fn annotation(name: &str, key: &str) -> Option<String> {
+    let key = format!("{PREFIX}/{key}");
+    object(name).metadata.annotations?.get(&key).cloned()
+}
+
+/// Changes a Node as a user would, by a merge patch.
+fn patch(name: &str, patch: Value) {
+    let name = name.to_owned();
+    let patched = lab().api().call(async move |client| {
+        let api = Api::<NodeObject>::all(client);
+        api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+    });
+    patched.unwrap();
+}
+
+/// A Node object as some flanneld would leave it, of which there is no machine.
+fn stranger(name: &str, subnet: &str, public_ip: &str, mac: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "annotations": {
+            format!("{PREFIX}/kube-subnet-manager"): "true",
+            format!("{PREFIX}/backend-type"): "vxlan",
+            format!("{PREFIX}/backend-data"): format!("{{\"VNI\":1,\"VtepMAC\":\"{mac}\"}}"),
+            format!("{PREFIX}/public-ip"): public_ip,
+        }},
+        "spec": {"podCIDR": subnet, "podCIDRs": [subnet]},
+    })
+}
+
+/// What a node has of the pod network: addresses, routes, neighbours, forwarding entries and rules of flanneld's.
+fn pod_network(node: &Node) -> String {
+    let run = |line: &str| node.machine().run(line).unwrap_or_default();
+    [
+        "ip -d link show flannel.1",
+        "ip -4 addr show flannel.1",
+        "ip route show dev flannel.1",
+        "ip neigh show dev flannel.1 nud permanent",
+        "bridge fdb show dev flannel.1",
+        "nft -s list table ip twill-flannel",
+    ]
+    .map(|line| {
+        let text = run(line);
+        // A device that was made again has another index, and its entries another order.
+        let lines = text
+            .lines()
+            .map(|line| line.trim_start_matches(|c: char| c.is_ascii_digit()));
+        let mut lines: Vec<_> = lines.map(str::to_owned).collect();
+        if !line.starts_with("nft") {
+            lines.sort();
+        }
+        lines.join("\n")
+    })
+    .join("\n")
+}
+
+fn wait_until(what: &str, node: &Node, mut holds: impl FnMut() -> bool) {
+    wait::until(what, wait::PATIENCE, || Ok(wait::holds(holds(), "not yet")))
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", node.log(Daemon::Flanneld)));
+}
+
+#[test]
+fn what_other_nodes_need_to_know_is_published_and_held() {
+    let _turn = in_turn();
+    for (name, subnet) in NODES
+        .iter()
+        .zip(["10-244-1-0-24", "10-244-2-0-24", "10-244-3-0-24"])
+    {
+        let node = node(name);
+        let mac = node
+            .machine()
+            .run("cat /sys/class/net/flannel.1/address")
+            .unwrap();
+        let data = format!("{{\"VNI\":1,\"VtepMAC\":\"{}\"}}", mac.trim());
+        assert_eq!(annotation(name, "backend-data"), Some(data));
+        assert_eq!(annotation(name, "backend-type").as_deref(), Some("vxlan"));
+        assert_eq!(
+            annotation(name, "kube-subnet-manager").as_deref(),
+            Some("true")
+        );
+        assert_eq!(annotation(name, "public-ip"), Some(node.ip().to_string()));
+        let object = object(name);
+        let conditions = object
+            .status
+            .and_then(|status| status.conditions)
+            .unwrap_or_default();
+        let network = conditions
+            .iter()
+            .find(|condition| condition.type_ == "NetworkUnavailable");
+        let network = network.expect("the condition NetworkUnavailable");
+        assert_eq!(
+            (network.status.as_str(), network.reason.as_deref()),
+            ("False", Some("FlannelIsUp"))
+        );
+
+        let lease: Option<Lease> = lab()
+            .api()
+            .get(Some("kube-system"), &format!("subnet-{subnet}"))
+            .unwrap();
+        let lease = lease.expect("the subnet's Lease");
+        assert_eq!(lease.spec.unwrap().holder_identity.as_deref(), Some(*name));
+        assert_eq!(
+            lease.metadata.owner_references.unwrap()[0].uid,
+            object.metadata.uid.unwrap()
+        );
+        assert!(
+            node.machine()
+                .run("cat /etc/cni/net.d/10-flannel.conflist")
+                .unwrap()
+                .contains("twill-cni")
+        );
+    }
+}
+
+#[test]
+fn what_others_take_away_at_the_api_comes_back() {
+    let _turn = in_turn();
+    let name = NODES[0];
+    let data = annotation(name, "backend-data").unwrap();
+    patch(
+        name,
+        json!({"metadata": {"annotations": {format!("{PREFIX}/backend-data"): null, format!("{PREFIX}/public-ip"): null}}}),
+    );
+    wait_until("annotations", node(name), || {
+        annotation(name, "public-ip").is_some()
+    });
+    assert_eq!(
+        annotation(name, "backend-data"),
+        Some(data),
+        "the VTEP keeps its MAC"
+    );
+
+    let (namespace, lease) = (Some("kube-system"), "subnet-10-244-1-0-24");
+    let uid = |lease: Option<Lease>| lease.and_then(|lease| lease.metadata.uid);
+    let before = uid(lab().api().get(namespace, lease).unwrap());
+    lab().api().delete::<Lease>(namespace, lease).unwrap();
+    wait_until("Lease", node(name), || {
+        uid(lab().api().get(namespace, lease).unwrap()).is_some_and(|uid| Some(uid) != before)
+    });
+}
+
+#[test]
+fn whatever_is_broken_in_the_kernel_is_mended_under_a_stream() {
+    let _turn = in_turn();
+    let (near, far) = (pod("healing", NODES[0]), pod("healing", NODES[1]));
+    let victim = node(NODES[0]);
+    let peer_mac = node(NODES[1])
+        .machine()
+        .run("cat /sys/class/net/flannel.1/address")
+        .unwrap();
+    let peer_mac = peer_mac.trim();
+    let mut stream = Stream::start(near.netns(), Transport::Tcp, far.address()).unwrap();
+    stream.wait_for(10, wait::PATIENCE).unwrap();
+    let whole = pod_network(victim);
+    assert!(whole.contains(peer_mac), "{whole}");
+    for line in [
+        "ip link del flannel.1",
+        "ip link set flannel.1 down",
+        "ip link set flannel.1 mtu 1300",
+        "ip addr del 10.244.1.0/32 dev flannel.1",
+        "ip route del 10.244.2.0/24",
+        "ip route replace 10.244.2.0/24 via 172.30.0.1",
+        "ip neigh del 10.244.2.0 dev flannel.1",
+        &format!(
+            "bridge fdb del {peer_mac} dev flannel.1 dst {}",
+            node(NODES[1]).ip()
+        ),
+        "nft delete table ip twill-flannel",
+        "nft flush table ip twill-flannel",
+    ] {
+        victim.machine().run(line).unwrap();
+        wait::until(line, wait::PATIENCE, || {
+            let now = pod_network(victim);
+            Ok(wait::holds(
+                now == whole,
+                &format!("it is\n{now}\nand shall be\n{whole}"),
+            ))
+        })
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", victim.log(Daemon::Flanneld)));
+        stream
+            .wait_for(10, wait::PATIENCE)
+            .unwrap_or_else(|error| panic!("{line}: {error:#}"));
+    }
+    stream.finish().unwrap();
+    lab().delete_pod(near).unwrap();
+    lab().delete_pod(far).unwrap();
+}
+
+#[test]
+fn nodes_come_and_go_and_bad_ones_are_left_out() {
+    let _turn = in_turn();
+    let route = |victim: &Node, subnet: &str| {
+        victim
+            .machine()
+            .run(&format!("ip route show {subnet}"))
+            .unwrap()
+    };
+    let joined = stranger(
+        "z-joins",
+        "10.244.40.0/24",
+        "172.30.0.140",
+        "02:00:00:00:40:40",
+    );
+    lab().api().apply(&joined).unwrap();
+    for victim in lab().nodes() {
+        wait_until("a route to the new node", victim, || {
+            route(victim, "10.244.40.0/24").contains("via 10.244.40.0 dev flannel.1 onlink")
+        });
+    }
+    let victim = node(NODES[0]);
+    let whole = pod_network(victim);
+    let (address, mac) = ("172.30.0.141", "02:00:00:00:41:41");
+    for (subnet, address, mac, reason) in [
+        ("10.244.1.0/24", address, mac, "overlaps ours"),
+        (
+            "10.244.2.0/24",
+            address,
+            mac,
+            "of node k8s-node-1, whose claim is older",
+        ),
+        ("172.30.0.0/24", address, mac, "is not inside the network"),
+        (
+            "10.244.41.0/24",
+            "172.30.0.11",
+            mac,
+            "its address 172.30.0.11 is our own",
+        ),
+        (
+            "10.244.41.0/24",
+            address,
+            "01:00:5e:00:00:01",
+            "is not unicast",
+        ),
+        (
+            "10.244.41.0/24",
+            address,
+            "02:00:00:00:40:40",
+            "is that of node z-joins, whose claim is older",
+        ),
+    ] {
+        lab()
+            .api()
+            .apply(&stranger("a-hostile", subnet, address, mac))
+            .unwrap();
+        wait_until(reason, victim, || {
+            let log = victim.log(Daemon::Flanneld);
+            log.lines()
+                .any(|line| line.contains("node=a-hostile") && line.contains(reason))
+        });
+        assert!(metrics(victim).contains("flanneld_skipped_peers{reason="));
+        assert_eq!(pod_network(victim), whole, "{reason}");
+        lab().api().delete::<NodeObject>(None, "a-hostile").unwrap();
+    }
+    lab().api().delete::<NodeObject>(None, "z-joins").unwrap();
+    for victim in lab().nodes() {
+        wait_until("no trace of the node that left", victim, || {
+            route(victim, "10.244.40.0/24").is_empty()
+                && !pod_network(victim).contains("02:00:00:00:40:40")
+        });
+    }
+}
+
+fn metrics(node: &Node) -> String {
+    let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 8082));
+    http::get(node.machine().netns(), server, "/metrics")
+        .unwrap()
+        .body
+}
+
+#[test]
+fn metrics_tell_of_peers_and_version() {
+    let _turn = in_turn();
+    let text = metrics(node(NODES[2]));
+    for line in [
+        "flanneld_build_info{version=\"",
+        "flanneld_peers{family=\"ipv4\"}",
+        "flanneld_sync_duration_seconds_count",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+}
+
+/// Nodes without `spec.podCIDRs`, in a cluster of their own, with flanneld alone.
+fn unassigned(count: u8, net_conf: &str) -> Lab {
+    let names: Vec<String> = (1..=count).map(|n| format!("node-{n}")).collect();
+    let builder = names
+        .iter()
+        .fold(Lab::builder(), |builder, name| builder.node(name, &[]));
+    builder
+        .daemons(&[Daemon::Flanneld])
+        .net_conf(net_conf)
+        .up()
+        .unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+#[test]
+fn nodes_without_a_subnet_pick_different_ones_at_once() {
+    let lab = unassigned(
+        6,
+        r#"{"Network": "10.99.0.0/16", "SubnetLen": 26, "Backend": {"Type": "vxlan"}}"#,
+    );
+    let nodes: Vec<NodeObject> = lab.api().list(None).unwrap();
+    let subnets: BTreeSet<String> = nodes
+        .iter()
+        .filter_map(|node| node.spec.as_ref()?.pod_cidr.clone())
+        .collect();
+    assert_eq!(subnets.len(), 6, "{subnets:?}");
+    assert!(
+        subnets
+            .iter()
+            .all(|subnet| subnet.starts_with("10.99.") && subnet.ends_with("/26")),
+        "{subnets:?}"
+    );
+    let leases: Vec<Lease> = lab.api().list(Some("kube-system")).unwrap();
+    let labelled = |lease: &&Lease| {
+        lease
+            .metadata
+            .labels
+            .iter()
+            .flatten()
+            .any(|(key, _)| key == "twill.io/subnet")
+    };
+    assert_eq!(
+        leases.iter().filter(labelled).count(),
+        6,
+        "no claim is left over"
+    );
+    // Every node reaches every other by the overlay.
+    for from in lab.nodes() {
+        wait::until("routes to five peers", wait::PATIENCE, || {
+            let routes = from.machine().run("ip route show dev flannel.1")?;
+            Ok(wait::holds(routes.lines().count() == 5, &routes))
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_start_that_cannot_work_says_why_in_one_line() {
+    let node = node(NODES[2]);
+    for (arguments, words) in [
+        (
+            &["--healthz-port=0", "--metrics-port=8082"][..],
+            &["--metrics-port", "127.0.0.1:8082", "use"][..],
+        ),
+        (
+            &["--etcd-endpoints=http://127.0.0.1:2379"],
+            &["--etcd-endpoints", "Lease"],
+        ),
+        (
+            &["--net-config-path=/nowhere.json"],
+            &["/nowhere.json", "--net-config-path"],
+        ),
+        (
+            &[
+                "--kube-api-url=172.30.0.2:6443",
+                "--healthz-port=0",
+                "--metrics-port=0",
+            ],
+            &["172.30.0.2:6443", "https://"],
+        ),
+    ] {
+        let line = format!(
+            "env NODE_NAME={} /opt/twill/flanneld {}; echo status $?",
+            node.name(),
+            arguments.join(" ")
+        );
+        let line = line.replace("/opt/twill", integration::machine::root::BINARIES);
+        let output = node
+            .machine()
+            .command("sh")
+            .args(["-c", &format!("{line} 2>&1")])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("status 1"), "{text}");
+        let complaint = text
+            .lines()
+            .find(|line| line.contains("ERROR"))
+            .unwrap_or_else(|| panic!("no word: {text}"));
+        for word in words {
+            assert!(complaint.contains(word), "{word} in {complaint}");
+        }
+    }
+}
+
+#[test]
+fn pods_keep_talking_while_the_api_server_is_away() {
+    let _turn = in_turn();
+    let (near, far) = (pod("apiless", NODES[1]), pod("apiless", NODES[2]));
+    let victim = node(NODES[1]);
+    let answer = ask("a pod", near.netns(), Transport::Tcp, far.address());
+    assert_eq!(answer.server, far.name());
+    // The daemon restarts without an API server: what it had programmed stays.
+    let whole = pod_network(victim);
+    victim
+        .stop(Daemon::Flanneld, nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
+    victim
+        .start_with(
+            Daemon::Flanneld,
+            &["--kube-api-url=https://172.30.0.99:6443"],
+        )
+        .unwrap();
+    wait_until("a word about the server", victim, || {
+        victim.log(Daemon::Flanneld).contains("cannot be reached")
+    });
+    assert_eq!(pod_network(victim), whole);
+    ask("a pod", near.netns(), Transport::Tcp, far.address());
+    victim
+        .stop(Daemon::Flanneld, nix::sys::signal::Signal::SIGTERM)
+        .unwrap();
+    assert_eq!(pod_network(victim), whole, "SIGTERM takes nothing away");
+    victim.start(Daemon::Flanneld).unwrap();
+    victim.wait_ready(Daemon::Flanneld).unwrap();
+    lab().delete_pod(near).unwrap();
+    lab().delete_pod(far).unwrap();
+}
