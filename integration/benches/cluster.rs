@@ -18,7 +18,10 @@ use report::{Samples, table};
 use serde_json::{Value, json};
 
 /// Services written one after another while each side is watched.
-const WRITTEN: u8 = 50;
+const WRITTEN: u8 = 20;
+/// Between one write and the next: longer than kube-proxy's `minSyncPeriod` of 1 s, which would
+/// otherwise be all that is seen of it.
+const BETWEEN: Duration = Duration::from_millis(1500);
 /// Services that are there before.
 const BEFORE: u8 = 200;
 
@@ -61,6 +64,11 @@ fn main() -> Result<()> {
     for index in 0..=WRITTEN {
         let (name, address) = (format!("new-{index}"), Ipv4Addr::new(10, 96, 2, index));
         write_slice(&lab, &name, pod.ip())?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a pace, not a wait for a condition"
+        )]
+        std::thread::sleep(BETWEEN);
         let (twill, reference) = (twill.machine().netns(), reference.machine().netns());
         let took = scope(|threads| -> Result<_> {
             let started = Instant::now();
