@@ -267,7 +267,7 @@ impl Loop {
                 peers,
                 set,
                 removed,
-                took_ms = took.as_secs_f64() * 1e3,
+                took = %format_args!("{took:.1?}"),
                 "kernel programmed"
             );
         }
