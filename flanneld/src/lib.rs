@@ -9,7 +9,19 @@
 //! ```
 //!
 //! All but the two ends is pure: a pass reads everything anew, so that what was lost, changed or
-//! left behind is mended whatever happened to it.
+//! left behind is mended whatever happened to it. [`observe`] reads the kernel, [`apply`] writes to
+//! it, [`reconcile`] is one pass, [`run`] the loop around it; [`registrar`] alone writes to the API.
+//!
+//! At the API server these rights are used, and no others:
+//!
+//! | resource | verbs | for |
+//! |---|---|---|
+//! | nodes | list, watch | peers, and our own Node |
+//! | nodes | get | our own Node before a claim; the holder of a Lease that has expired |
+//! | nodes | patch | `spec.podCIDRs` of our own Node, where no controller-manager sets it |
+//! | nodes/status | patch | the annotations and the condition NetworkUnavailable of our own Node |
+//! | leases.coordination.k8s.io, in one namespace | list, watch | who holds which subnet |
+//! | the same | get, create, patch, delete | claiming, renewing and giving back our own; deleting one that has expired and whose Node is gone |
 #![forbid(unsafe_code)]
 
 pub mod announce;
