@@ -40,6 +40,20 @@ pub fn net_conf(objects: &[Value]) -> Result<&str> {
         .context("manifests/base has no ConfigMap with net-conf.json")
 }
 
+/// The address families that a net-conf.json switches on, as metrics call them.
+pub fn families(net_conf: &str) -> Result<Vec<&'static str>> {
+    let net_conf: Value = serde_json::from_str(net_conf).context("net-conf.json is no JSON")?;
+    let is_on = |key: &str, default| net_conf[key].as_bool().unwrap_or(default);
+    let families = [
+        ("ipv4", is_on("EnableIPv4", true)),
+        ("ipv6", is_on("EnableIPv6", false)),
+    ];
+    Ok(families
+        .into_iter()
+        .filter_map(|(family, on)| on.then_some(family))
+        .collect())
+}
+
 fn documents(path: &Path) -> Result<Vec<Value>> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -62,7 +76,9 @@ mod tests {
             assert!(has("ServiceAccount", name), "{name}");
         }
         assert!(!objects.iter().any(|object| object["kind"] == "DaemonSet"));
-        let net_conf: Value = serde_json::from_str(net_conf(&objects).unwrap()).unwrap();
+        let text = net_conf(&objects).unwrap();
+        let net_conf: Value = serde_json::from_str(text).unwrap();
         assert_eq!(net_conf["Network"], "10.244.0.0/16");
+        assert_eq!(families(text).unwrap(), ["ipv4"]);
     }
 }

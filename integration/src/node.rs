@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
@@ -47,6 +47,13 @@ impl Daemon {
         match self {
             Daemon::Flanneld => (8081, "/readyz"),
             Daemon::Proxy => (10256, "/healthz"),
+        }
+    }
+
+    fn metrics_port(self) -> u16 {
+        match self {
+            Daemon::Flanneld => 8082,
+            Daemon::Proxy => 10249,
         }
     }
 
@@ -174,6 +181,28 @@ impl Node {
         let keeper = self.machine.keeper();
         keeper.signal(&name, signal)?;
         keeper.wait_ended(&name)
+    }
+
+    /// What a running daemon answers to `/metrics`.
+    pub fn metrics(&self, daemon: Daemon) -> Result<String> {
+        let server = SocketAddr::from((Ipv4Addr::LOCALHOST, daemon.metrics_port()));
+        let response = http::get(self.machine.netns(), server, "/metrics")?;
+        ensure!(response.status == 200, "/metrics: {}", response.body);
+        Ok(response.body)
+    }
+
+    /// Waits until flanneld has programmed `count` peers in each of `families` (`ipv4`, `ipv6`). A
+    /// node is ready once it has those that it knows; who comes later is news to it.
+    pub fn wait_peers(&self, families: &[&str], count: usize) -> Result<()> {
+        wait::until("peers", wait::PATIENCE, || {
+            let metrics = self.metrics(Daemon::Flanneld)?;
+            let there = families.iter().all(|family| {
+                let line = format!("flanneld_peers{{family=\"{family}\"}} {count}");
+                metrics.lines().any(|it| it == line)
+            });
+            Ok(wait::holds(there, &metrics))
+        })
+        .with_context(|| self.machine.last_words(Daemon::Flanneld.name()))
     }
 
     /// What a daemon has logged so far.

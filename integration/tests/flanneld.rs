@@ -1,11 +1,10 @@
 //! flanneld with a real API server: what it publishes, what it holds, what it mends, and whom it leaves out.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
 
 use integration::testing::{NODES, ask, lab, pod};
 use integration::traffic::{Stream, Transport};
-use integration::{Daemon, Lab, Node, http, wait};
+use integration::{Daemon, Lab, Node, wait};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::Api;
@@ -284,7 +283,12 @@ fn nodes_come_and_go_and_bad_ones_are_left_out() {
             log.lines()
                 .any(|line| line.contains("node=a-hostile") && line.contains(reason))
         });
-        assert!(metrics(victim).contains("flanneld_skipped_peers{reason="));
+        assert!(
+            victim
+                .metrics(Daemon::Flanneld)
+                .unwrap()
+                .contains("flanneld_skipped_peers{reason=")
+        );
         assert_eq!(pod_network(victim), whole, "{reason}");
         lab().api().delete::<NodeObject>(None, "a-hostile").unwrap();
     }
@@ -297,17 +301,10 @@ fn nodes_come_and_go_and_bad_ones_are_left_out() {
     }
 }
 
-fn metrics(node: &Node) -> String {
-    let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 8082));
-    http::get(node.machine().netns(), server, "/metrics")
-        .unwrap()
-        .body
-}
-
 #[test]
 fn metrics_tell_of_peers_and_version() {
     let _turn = in_turn();
-    let text = metrics(node(NODES[2]));
+    let text = node(NODES[2]).metrics(Daemon::Flanneld).unwrap();
     for line in [
         "flanneld_build_info{version=\"",
         "flanneld_peers{family=\"ipv4\"}",

@@ -130,7 +130,7 @@ fn generation(node: &Node) -> u32 {
 fn wait_idle(node: &Node) {
     wait::until("an idle proxy", wait::PATIENCE, || {
         let before = generation(node);
-        let metrics = metrics(node)?;
+        let metrics = node.metrics(Daemon::Proxy)?;
         let pending = |what: &str| {
             metrics.contains(&format!(
                 "kubeproxy_sync_proxy_rules_{what}_changes_pending 0\n"
@@ -140,13 +140,6 @@ fn wait_idle(node: &Node) {
         Ok(wait::holds(idle, &metrics))
     })
     .unwrap();
-}
-
-fn metrics(node: &Node) -> Result<String> {
-    let server = SocketAddr::from(([127, 0, 0, 1], 10_249));
-    let response = http::get(node.machine().netns(), server, "/metrics")?;
-    ensure!(response.status == 200, "{}", response.body);
-    Ok(response.body)
 }
 
 #[test]

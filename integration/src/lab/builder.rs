@@ -88,8 +88,8 @@ impl Builder {
         self
     }
 
-    /// Starts the lab: until the daemons of every node are ready, or until the first failure,
-    /// after which nothing is left.
+    /// Starts the lab: until the daemons of every node are ready and know all other nodes, or until
+    /// the first failure, after which nothing is left.
     pub fn up(self) -> Result<Lab> {
         programs::check_host()?;
         ensure!(!self.nodes.is_empty(), "a lab needs a node");
@@ -204,6 +204,12 @@ impl Lab {
         for node in &self.nodes {
             for &daemon in daemons {
                 node.wait_ready(daemon)?;
+            }
+        }
+        if daemons.contains(&Daemon::Flanneld) {
+            let families = manifests::families(&self.net_conf)?;
+            for node in &self.nodes {
+                node.wait_peers(&families, self.nodes.len() - 1)?;
             }
         }
         Ok(())
