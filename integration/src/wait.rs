@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 /// How long to wait for things that take milliseconds when all is well: long, because the
 /// machine may be busy, and only a failure ever waits for all of it.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often a condition is asked for.
 pub const INTERVAL: Duration = Duration::from_millis(10);

@@ -7,6 +7,7 @@ use integration::traffic::{Stream, Transport};
 use integration::{Daemon, Lab, Node, wait};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node as NodeObject;
+use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
@@ -243,6 +244,13 @@ fn nodes_come_and_go_and_bad_ones_are_left_out() {
             route(victim, "10.244.40.0/24").contains("via 10.244.40.0 dev flannel.1 onlink")
         });
     }
+    // Who is older is told by seconds: what comes next is to be younger.
+    let birth = object("z-joins").metadata.creation_timestamp.unwrap().0;
+    wait::until("the next second", wait::PATIENCE, || {
+        let past = Timestamp::now().as_second() > birth.as_second();
+        Ok(wait::holds(past, "it is the same second"))
+    })
+    .unwrap();
     let victim = node(NODES[0]);
     let whole = pod_network(victim);
     let (address, mac) = ("172.30.0.141", "02:00:00:00:41:41");

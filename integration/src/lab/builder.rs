@@ -18,7 +18,7 @@ use crate::progress::Progress;
 use crate::registry::{Claim, LabName};
 use crate::underlay::{self, Seat};
 use crate::upstream::{self, Module, Program};
-use crate::{manifests, programs};
+use crate::{manifests, programs, wait};
 
 /// What a lab is to be.
 #[derive(Debug)]
@@ -177,10 +177,11 @@ impl Lab {
             let object = objects::node(node.name(), &[node.ip(), node.ip6()], &spec.pod_cidrs);
             self.api().apply(&object)?;
         }
-        let service: Service = self
-            .api()
-            .get(Some("default"), "kubernetes")?
-            .context("the API server has made no Service for itself")?;
+        // The API server makes it a little after it calls itself ready.
+        let service = wait::until("Service of the API server", wait::PATIENCE, || {
+            let service: Option<Service> = self.api().get(Some("default"), "kubernetes")?;
+            Ok(service.context("there is none yet"))
+        })?;
         let mut slice = objects::endpoint_slice(
             &service,
             &[Endpoint {
