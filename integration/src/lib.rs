@@ -43,6 +43,7 @@ pub mod traffic;
 pub mod underlay;
 pub mod upstream;
 pub mod wait;
+pub mod workload;
 
 pub use lab::{Lab, Pod};
 pub use node::{Daemon, Node};

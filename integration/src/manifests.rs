@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use k8s_openapi::api::apps::v1::DaemonSet;
 use serde_json::Value;
 
 const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/base");
@@ -13,6 +14,25 @@ const WORKLOADS: &[&str] = &["DaemonSet"];
 
 /// Every object of the kustomize base, in its order, but for the workloads.
 pub fn base() -> Result<Vec<Value>> {
+    let mut objects = all()?;
+    objects.retain(|object| {
+        let kind = object["kind"].as_str().unwrap_or_default();
+        !WORKLOADS.contains(&kind)
+    });
+    Ok(objects)
+}
+
+/// The DaemonSet of this name.
+pub fn daemon_set(name: &str) -> Result<DaemonSet> {
+    let object = all()?
+        .into_iter()
+        .find(|object| object["kind"] == "DaemonSet" && object["metadata"]["name"] == name)
+        .with_context(|| format!("manifests/base has no DaemonSet {name}"))?;
+    serde_json::from_value(object).with_context(|| format!("DaemonSet {name}"))
+}
+
+/// Every object of the kustomize base, in its order.
+pub fn all() -> Result<Vec<Value>> {
     let kustomization = documents(&Path::new(BASE).join("kustomization.yaml"))?;
     let resources = kustomization
         .iter()
@@ -25,10 +45,6 @@ pub fn base() -> Result<Vec<Value>> {
             .context("a resource that is no file name")?;
         objects.extend(documents(&Path::new(BASE).join(file))?);
     }
-    objects.retain(|object| {
-        let kind = object["kind"].as_str().unwrap_or_default();
-        !WORKLOADS.contains(&kind)
-    });
     Ok(objects)
 }
 

@@ -15,6 +15,7 @@ use crate::machine::Machine;
 use crate::machine::root::BINARIES;
 use crate::underlay::{self, Seat};
 use crate::wait;
+use crate::workload::Container;
 
 const NAMESPACE: &str = "kube-system";
 
@@ -54,22 +55,6 @@ impl Daemon {
         match self {
             Daemon::Flanneld => 8082,
             Daemon::Proxy => 10249,
-        }
-    }
-
-    fn arguments(self, node: &str) -> Vec<String> {
-        match self {
-            Daemon::Flanneld => [
-                "--kube-subnet-mgr",
-                "--ip-masq",
-                "--cni-conf-dir=/etc/cni/net.d",
-            ]
-            .map(str::to_owned)
-            .into(),
-            Daemon::Proxy => vec![
-                format!("--hostname-override={node}"),
-                "--cluster-cidr=10.244.0.0/16".into(),
-            ],
         }
     }
 }
@@ -138,14 +123,7 @@ impl Node {
         let lab = format!("{BINARIES}/lab");
         let binary = format!("{BINARIES}/{name}");
         let account = account_dir(daemon);
-        let arguments = daemon.arguments(self.name());
-        let mut argv = vec![lab.as_str(), "container", &account, "--", &binary];
-        argv.extend(
-            arguments
-                .iter()
-                .map(String::as_str)
-                .chain(further.iter().copied()),
-        );
+        let container = Container::of(name)?;
         let host = Seat::ControlPlane.v4().to_string();
         let env = [
             ("KUBERNETES_SERVICE_HOST", host.as_str()),
@@ -154,6 +132,18 @@ impl Node {
             ("POD_NAME", &format!("{name}-{}", self.name())),
             ("POD_NAMESPACE", NAMESPACE),
         ];
+        let mut argv = vec![lab, "container".into(), format!("--account={account}")];
+        argv.push(format!("--capabilities={}", container.capabilities));
+        argv.extend(
+            container
+                .mounts
+                .iter()
+                .map(|mount| format!("--mount={mount}")),
+        );
+        argv.extend(["--".to_owned(), binary]);
+        argv.extend(container.expand(&env));
+        argv.extend(further.iter().map(|&argument| argument.to_owned()));
+        let argv: Vec<_> = argv.iter().map(String::as_str).collect();
         self.machine.spawn(name, &argv, &env)
     }
 

@@ -1,6 +1,6 @@
 //! flanneld with a real API server: what it publishes, what it holds, what it mends, and whom it leaves out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use integration::testing::{NODES, ask, lab, pod};
 use integration::traffic::{Stream, Transport};
@@ -458,4 +458,45 @@ fn pods_keep_talking_while_the_api_server_is_away() {
     victim.wait_ready(Daemon::Flanneld).unwrap();
     lab().delete_pod(near).unwrap();
     lab().delete_pod(far).unwrap();
+}
+
+#[test]
+fn it_runs_with_the_rights_and_files_of_its_manifest() {
+    let keeper = node(NODES[0]).machine().keeper();
+    let pid = keeper.running("k8s-master/flanneld").unwrap();
+    let read = |file: &str| {
+        let path = keeper.path(format!("/proc/{pid}/{file}"));
+        std::fs::read_to_string(path).unwrap()
+    };
+    let status = read("status");
+    // capability.h: CAP_NET_ADMIN is bit 12, CAP_NET_RAW bit 13.
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        assert!(
+            status.contains(&format!("{set}:\t0000000000003000")),
+            "{status}"
+        );
+    }
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    let mounts = read("mounts");
+    // Of mounts at one place the last is seen.
+    let seen: BTreeMap<&str, &str> = mounts
+        .lines()
+        .map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
+            [_, at, _, options, ..] => (at, options),
+            _ => panic!("{line}"),
+        })
+        .collect();
+    let of_the_runtime = |at: &str| at.starts_with("/dev") || at == "/sys" || at == "/proc";
+    let writable: Vec<&str> = seen
+        .into_iter()
+        .filter(|(at, options)| options.starts_with("rw") && !of_the_runtime(at))
+        .map(|(at, _)| at)
+        .collect();
+    let expected = [
+        "/etc/cni/net.d",
+        "/host/proc/sys/net",
+        "/run/flannel",
+        "/var/lib/twill",
+    ];
+    assert_eq!(writable, expected, "{mounts}");
 }

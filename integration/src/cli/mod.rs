@@ -59,11 +59,7 @@ enum Sub {
     Serve { name: String, ports: Vec<u16> },
     /// A DaemonSet's container on a machine.
     #[command(hide = true)]
-    Container {
-        account: PathBuf,
-        #[arg(trailing_var_arg = true)]
-        argv: Vec<String>,
-    },
+    Container(container::Given),
 }
 
 /// Which lab.
@@ -125,7 +121,7 @@ fn run_inside(command: Sub) -> Result<()> {
                 nix::unistd::pause();
             }
         }
-        Sub::Container { account, argv } => container::run(&account, &argv),
+        Sub::Container(given) => container::run(&given),
         _ => Ok(()),
     }
 }
