@@ -5,16 +5,17 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench dist clean prepare
+.PHONY: help demo test lint bench dist images manifests clean prepare
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/twill
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/tools/bin/cargo-deny
 TARGET := x86_64-unknown-linux-gnu
 STEP := integration/step
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-6s %s\n' "$$target" "$$what"; done
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-9s %s\n' "$$target" "$$what"; done
 
 demo: prepare ## A packet's whole way, each line read from the kernel (KEEP=1 leaves the lab standing)
 	@$(STEP) "building Twill" cargo build --release --workspace --bins
@@ -38,6 +39,12 @@ dist: prepare ## The static binaries of the image, in target/x86_64-unknown-linu
 	@RUSTFLAGS="-C target-feature=+crt-static" $(STEP) "building the static binaries" \
 		cargo build --profile dist --target $(TARGET) -p cni-plugin -p flanneld -p proxy --bins
 	@cd target/$(TARGET)/dist && ls -l --block-size=K twill-cni flanneld twill-proxy
+
+images: dist ## The image of the DaemonSets, in target/images/twill.tar, to load into a cluster's nodes
+	@manifests/image/build target/$(TARGET)/dist $(VERSION) target/images/twill.tar
+
+manifests: ## manifests/twill.yaml, the single file to apply, from manifests/base
+	@cd manifests && { echo '# Made by `make manifests` from base/: change it there.'; for file in $$(sed -n 's/^  - //p' base/kustomization.yaml); do echo '---'; cat base/$$file; done; } >twill.yaml
 
 clean: ## Remove what was built here (the cache stays)
 	cargo clean

@@ -97,4 +97,10 @@ mod tests {
         assert_eq!(net_conf["Network"], "10.244.0.0/16");
         assert_eq!(families(text).unwrap(), ["ipv4"]);
     }
+
+    #[test]
+    fn the_single_file_is_the_base() {
+        let single = documents(&Path::new(BASE).join("../twill.yaml")).unwrap();
+        assert!(single == all().unwrap(), "run `make manifests`");
+    }
 }
