@@ -3,17 +3,21 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
+use hostnet::vocab::names::{CNI_NETWORK, CNI_TYPE, SUBNET_ENV};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
 use kube::api::PostParams;
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::control_plane::{self, ControlPlane};
 use crate::http;
-use crate::machine::Machine;
 use crate::machine::root::BINARIES;
+use crate::machine::{ADMIN_CONF, Machine};
+use crate::progress::Progress;
 use crate::underlay::{self, Seat};
+use crate::upstream::{self, Module, Program};
 use crate::wait;
 use crate::workload::Container;
 
@@ -21,6 +25,9 @@ const NAMESPACE: &str = "kube-system";
 
 /// Where flanneld's pod has its configuration mounted.
 const NET_CONF: &str = "/etc/kube-flannel/net-conf.json";
+
+/// Where upstream's flannel is put.
+const FLANNEL: &str = "/usr/local/bin/flannel";
 
 /// A daemon of Twill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +152,34 @@ impl Node {
         argv.extend(further.iter().map(|&argument| argument.to_owned()));
         let argv: Vec<_> = argv.iter().map(String::as_str).collect();
         self.machine.spawn(name, &argv, &env)
+    }
+
+    /// Starts upstream's flannel in flanneld's place, with the CNI configuration that its
+    /// installation writes, but for the plugin's type. Its log and its process are named `flannel`.
+    pub fn start_flannel(&self, net_conf: &str) -> Result<()> {
+        let built = upstream::assets(Module::Flannel, &[Program::Flannel], Progress::shown())?;
+        let (name, machine) = (Program::Flannel.name(), &self.machine);
+        std::fs::copy(built.join(name), machine.path(FLANNEL))
+            .with_context(|| format!("cannot bring {name} to {}", self.name()))?;
+        machine.write(NET_CONF, net_conf)?;
+        machine.write(
+            "/etc/cni/net.d/10-flannel.conflist",
+            &json!({"name": CNI_NETWORK, "cniVersion": "0.3.1", "plugins": [
+                {"type": CNI_TYPE, "delegate": {"hairpinMode": true, "isDefaultGateway": true}},
+            ]})
+            .to_string(),
+        )?;
+        let kubeconfig = format!("--kubeconfig-file={ADMIN_CONF}");
+        let argv = [FLANNEL, &kubeconfig, "--ip-masq"];
+        machine.spawn(name, &argv, &[("NODE_NAME", self.name())])?;
+        wait::until("subnet of flannel", wait::PATIENCE, || {
+            machine
+                .keeper()
+                .running(&format!("{}/{name}", self.name()))?;
+            let written = machine.path(SUBNET_ENV).exists();
+            Ok(wait::holds(written, "subnet.env is not there"))
+        })
+        .with_context(|| machine.last_words(name))
     }
 
     /// Waits until a running daemon says that it is ready.

@@ -25,6 +25,8 @@ pub fn node(name: &str, addresses: &[IpAddr], pod_cidrs: &[Subnet]) -> Value {
         "metadata": {"name": name, "labels": {
             "kubernetes.io/hostname": name,
             "kubernetes.io/os": "linux",
+        }, "annotations": {
+            "volumes.kubernetes.io/controller-managed-attach-detach": "true",
         }},
         "spec": spec,
         "status": {

@@ -3,6 +3,7 @@
 
 mod build;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -17,6 +18,8 @@ pub enum Module {
     Kubernetes,
     /// The reference CNI plugins: `integration/cni-plugins`.
     CniPlugins,
+    /// flannel, by a main of ours: `integration/flannel`.
+    Flannel,
 }
 
 impl Module {
@@ -25,13 +28,18 @@ impl Module {
         match self {
             Module::Kubernetes => "kubernetes",
             Module::CniPlugins => "cni-plugins",
+            Module::Flannel => "flannel",
         }
     }
 
     /// Its version, such as `v1.37.2`.
     fn version(self) -> &'static str {
-        self.required("k8s.io/kubernetes")
-            .or_else(|| self.required("github.com/containernetworking/plugins"))
+        let module = match self {
+            Module::Kubernetes => "k8s.io/kubernetes",
+            Module::CniPlugins => "github.com/containernetworking/plugins",
+            Module::Flannel => "github.com/flannel-io/flannel",
+        };
+        self.required(module)
             .unwrap_or_else(|| panic!("go.mod of {} requires none of its programs", self.name()))
     }
 
@@ -51,6 +59,7 @@ impl Module {
         match self {
             Module::Kubernetes => include_str!("../../k8s/go.mod"),
             Module::CniPlugins => include_str!("../../cni-plugins/go.mod"),
+            Module::Flannel => include_str!("../../flannel/go.mod"),
         }
     }
 
@@ -59,6 +68,7 @@ impl Module {
         match self {
             Module::Kubernetes => concat!(env!("CARGO_MANIFEST_DIR"), "/k8s"),
             Module::CniPlugins => concat!(env!("CARGO_MANIFEST_DIR"), "/cni-plugins"),
+            Module::Flannel => concat!(env!("CARGO_MANIFEST_DIR"), "/flannel"),
         }
     }
 }
@@ -78,6 +88,8 @@ pub enum Program {
     Bridge,
     /// The reference plugin for addresses.
     HostLocal,
+    /// The daemon that gives nodes their subnets on other clusters.
+    Flannel,
 }
 
 impl Program {
@@ -93,6 +105,7 @@ impl Program {
             Program::KubeProxy => "kube-proxy",
             Program::Bridge => "bridge",
             Program::HostLocal => "host-local",
+            Program::Flannel => "flannel",
         }
     }
 
@@ -105,6 +118,7 @@ impl Program {
             Program::KubeProxy => "k8s.io/kubernetes/cmd/kube-proxy",
             Program::Bridge => "github.com/containernetworking/plugins/plugins/main/bridge",
             Program::HostLocal => "github.com/containernetworking/plugins/plugins/ipam/host-local",
+            Program::Flannel => ".",
         }
     }
 }
@@ -119,7 +133,7 @@ pub fn version() -> &'static str {
 pub fn assets(module: Module, wanted: &[Program], progress: Progress) -> Result<PathBuf> {
     let given = match module {
         Module::Kubernetes => std::env::var_os("KUBEBUILDER_ASSETS"),
-        Module::CniPlugins => None,
+        Module::CniPlugins | Module::Flannel => None,
     };
     match given {
         Some(dir) if !dir.is_empty() => {
@@ -147,6 +161,12 @@ fn cache(module: Module) -> Result<PathBuf> {
     if let Some(etcd) = module.required("go.etcd.io/etcd/server/v3") {
         folder.push_str("-etcd-");
         folder.push_str(etcd);
+    }
+    if module == Module::Flannel {
+        // Its main is ours, and changes with us.
+        let mut hasher = DefaultHasher::new();
+        include_str!("../../flannel/main.go").hash(&mut hasher);
+        folder.push_str(&format!("-{:016x}", hasher.finish()));
     }
     Ok(base.join("twill").join(folder))
 }
@@ -201,6 +221,7 @@ mod tests {
     fn versions_come_from_go_mod() {
         assert!(version().starts_with("v1."), "{}", version());
         assert!(Module::CniPlugins.version().starts_with("v1."));
+        assert!(Module::Flannel.version().starts_with("v0."));
         let etcd = Module::Kubernetes.required("go.etcd.io/etcd/server/v3");
         assert!(etcd.unwrap().starts_with("v3."));
     }
