@@ -6,9 +6,11 @@
 //! why it is sound.
 
 pub mod atomic_file;
+pub mod conntrack;
 pub mod lock;
 pub mod netlink;
 pub mod netns;
+mod nfnetlink;
 pub mod nft;
 pub mod sysctl;
 #[cfg(feature = "testkit")]

@@ -11,11 +11,11 @@ use super::diff::{Changes, Op};
 use super::error::Refusal;
 use super::rule::Rule;
 use super::set::{Element, SetDecl, encode_element};
-use super::socket::Socket;
 use super::table::{Chain, Policy};
 use super::types::Key;
 use super::udata;
-use super::wire::{self, Attrs, Message, Writer, chain, elem, msg, rule, set, table};
+use super::wire::{self, Writer, chain, elem, msg, rule, set, table};
+use crate::nfnetlink::{Ack, Socket};
 
 /// The most elements in one list.
 const LIST_MAX: usize = 1_000;
@@ -143,45 +143,6 @@ impl<'a> Batch<'a> {
             Some((first, rest)) => format!("{first} … ({} lines more)", rest.lines().count()),
             None => text,
         }
-    }
-}
-
-/// `NLMSG_ERROR`: the kernel's answer to one message.
-pub(super) struct Ack<'a> {
-    /// None: it was done.
-    pub(super) errno: Option<Errno>,
-    message: Option<&'a str>,
-    offset: Option<usize>,
-}
-
-impl<'a> Ack<'a> {
-    /// Reads it; None if the message is another.
-    pub(super) fn of(message: &Message<'a>) -> Option<Ack<'a>> {
-        if message.kind != wire::NLMSG_ERROR || message.payload.len() < 4 + wire::NLMSG_HDRLEN {
-            return None;
-        }
-        let code = wire::u32_at(message.payload, 0) as i32;
-        let errno = (code != 0).then(|| Errno::from_raw(-code));
-        // After the code stands the request, only its header if capped; then the attributes.
-        let request = if message.flags & wire::F_CAPPED != 0 || errno.is_none() {
-            wire::NLMSG_HDRLEN
-        } else {
-            (wire::u32_at(message.payload, 4) as usize).next_multiple_of(4)
-        };
-        let mut ack = Ack {
-            errno,
-            message: None,
-            offset: None,
-        };
-        if message.flags & wire::F_ACK_TLVS != 0 {
-            let attrs = Attrs(message.payload.get(4 + request..).unwrap_or_default());
-            ack.message = attrs.str(wire::ERR_MSG);
-            ack.offset = attrs
-                .get(wire::ERR_OFFS)
-                .filter(|bytes| bytes.len() == 4)
-                .map(|bytes| wire::u32_at(bytes, 0) as usize);
-        }
-        Some(ack)
     }
 }
 

@@ -4,15 +4,14 @@ use std::collections::BTreeSet;
 
 use nix::errno::Errno;
 
-use super::batch::Ack;
 use super::expr::Expr;
 use super::rule::Rule;
 use super::set::{ElementReader, SetDecl};
-use super::socket::Socket;
 use super::table::{Base, Chain, ChainKind, Hook, Policy, Table, TableId};
 use super::types::Name;
 use super::wire::{self, Attrs, Message, Writer, chain, elem, generation, msg, rule, set, table};
 use super::{Error, udata};
+use crate::nfnetlink::{self, Socket};
 
 /// One reading of a table. None if the ruleset changed meanwhile; inside, None if there is no such table.
 pub(super) fn read(socket: &mut Socket, id: &TableId) -> Result<Option<Observed>, Error> {
@@ -56,7 +55,6 @@ pub(super) fn read_generation(socket: &mut Socket) -> Result<u32, Error> {
         |_| {},
         |message| {
             id = id.or(message.attrs().be32(generation::ID));
-            Ok(())
         },
     )?;
     id.ok_or(Error::Malformed("no generation id"))
@@ -81,7 +79,6 @@ pub(super) fn read_tables(socket: &mut Socket) -> Result<Vec<TableId>, Error> {
                         .str(table::NAME)
                         .map(|name| TableId::new(family, name)),
                 );
-                Ok(())
             },
         )?;
     }
@@ -224,7 +221,6 @@ impl Dump<'_> {
         request(self.socket, kind, flags, nfproto, &what, ask, |message| {
             *is_steady &= message.flags & wire::F_DUMP_INTR == 0;
             each(message.attrs());
-            Ok(())
         })
     }
 }
@@ -275,43 +271,14 @@ fn request(
     nfproto: u8,
     what: &str,
     ask: impl FnOnce(&mut Writer),
-    mut each: impl FnMut(&Message<'_>) -> Result<(), Error>,
+    each: impl FnMut(&Message<'_>),
 ) -> Result<(), Error> {
-    let seq = socket.next_seq();
-    let mut writer = Writer::default();
-    writer.nft(kind, flags, seq, nfproto, ask);
-    socket.send(&writer.into_bytes())?;
-    let refused = |errno| Error::Read {
-        what: what.to_owned(),
-        errno,
-    };
-    loop {
-        let Some(datagram) = socket.receive(true)? else {
-            continue;
-        };
-        for message in wire::messages(datagram)? {
-            if message.seq != seq {
-                continue;
-            }
-            match message.kind {
-                wire::NLMSG_OVERRUN => return Err(Error::Overrun),
-                wire::NLMSG_DONE => {
-                    let code = match message.payload {
-                        [_, _, _, _, ..] => wire::u32_at(message.payload, 0) as i32,
-                        _ => 0,
-                    };
-                    return if code < 0 {
-                        Err(refused(Errno::from_raw(-code)))
-                    } else {
-                        Ok(())
-                    };
-                }
-                wire::NLMSG_ERROR => {
-                    let ack = Ack::of(&message).ok_or(Error::Malformed("a short error"))?;
-                    return ack.errno.map_or(Ok(()), |errno| Err(refused(errno)));
-                }
-                _ => each(&message)?,
-            }
-        }
-    }
+    let kind = wire::SUBSYS_NFTABLES << 8 | u16::from(kind);
+    nfnetlink::request(socket, kind, flags, nfproto, ask, each).map_err(|error| match error {
+        nfnetlink::Error::Refused(errno) => Error::Read {
+            what: what.to_owned(),
+            errno,
+        },
+        other => other.into(),
+    })
 }

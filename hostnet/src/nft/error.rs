@@ -6,6 +6,7 @@ use std::io;
 use nix::errno::Errno;
 
 use super::table::TableId;
+use crate::nfnetlink;
 
 /// An error of [`Nft`](super::Nft) or [`Monitor`](super::Monitor).
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,20 @@ pub enum Error {
     /// The kernel sent something that is no netlink.
     #[error("nf_tables: malformed answer: {0}")]
     Malformed(&'static str),
+}
+
+impl From<nfnetlink::Error> for Error {
+    fn from(error: nfnetlink::Error) -> Error {
+        match error {
+            nfnetlink::Error::Socket { operation, source } => Error::Socket { operation, source },
+            nfnetlink::Error::Refused(errno) => Error::Read {
+                what: "the ruleset".to_owned(),
+                errno,
+            },
+            nfnetlink::Error::Overrun => Error::Overrun,
+            nfnetlink::Error::Malformed(what) => Error::Malformed(what),
+        }
+    }
 }
 
 impl Error {

@@ -30,7 +30,6 @@ mod rule;
 mod selector;
 mod set;
 mod show;
-mod socket;
 mod table;
 mod types;
 mod udata;
@@ -51,13 +50,15 @@ pub use set::{Data, DataType, Element, Set, SetDecl};
 pub use table::{Base, Chain, ChainKind, Hook, Policy, Table, TableId};
 pub use types::{BitNames, Datum, FieldType, Key, KeyType, Name, Proto};
 
+use crate::nfnetlink::Socket;
+
 /// How often reading a table, or converging on one, is tried when others change the ruleset meanwhile.
 const ATTEMPTS: u32 = 10;
 
 /// A connection to the nf_tables of one network namespace: that in which the thread was when it was opened.
 #[derive(Debug)]
 pub struct Nft {
-    socket: socket::Socket,
+    socket: Socket,
 }
 
 impl Nft {
@@ -68,7 +69,7 @@ impl Nft {
     /// [`Error::Socket`] when the kernel gives no netlink socket.
     pub fn open() -> Result<Nft, Error> {
         Ok(Nft {
-            socket: socket::Socket::open()?,
+            socket: Socket::open()?,
         })
     }
 

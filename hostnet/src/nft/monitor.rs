@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::Error;
-use super::socket::Socket;
 use super::table::TableId;
 use super::wire::{self, Message, generation, msg};
+use crate::nfnetlink::Socket;
 use crate::vocab::Family;
 
 /// A subscription to the ruleset changes of one network namespace.

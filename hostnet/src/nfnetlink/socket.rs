@@ -16,7 +16,7 @@ const DATAGRAM: usize = 1 << 17;
 
 /// A netlink socket in the network namespace in which it was opened, wherever the thread goes later.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(crate) struct Socket {
     netlink: Netlink,
     port: u32,
     seq: u32,
@@ -26,7 +26,7 @@ pub(super) struct Socket {
 
 impl Socket {
     /// Opens one in the calling thread's network namespace.
-    pub(super) fn open() -> Result<Socket, Error> {
+    pub(crate) fn open() -> Result<Socket, Error> {
         let failed = |operation| move |source| Error::Socket { operation, source };
         let mut netlink =
             Netlink::new(NETLINK_NETFILTER).map_err(failed("open a netlink socket"))?;
@@ -55,31 +55,31 @@ impl Socket {
     }
 
     /// This socket's netlink port: the sender of the changes that it makes.
-    pub(super) fn port(&self) -> u32 {
+    pub(crate) fn port(&self) -> u32 {
         self.port
     }
 
     /// The next sequence number.
-    pub(super) fn next_seq(&mut self) -> u32 {
+    pub(crate) fn next_seq(&mut self) -> u32 {
         self.seq = self.seq.wrapping_add(1);
         self.seq
     }
 
     /// Passes over as many numbers, which a batch has used.
-    pub(super) fn skip_seqs(&mut self, count: u32) {
+    pub(crate) fn skip_seqs(&mut self, count: u32) {
         self.seq = self.seq.wrapping_add(count);
     }
 
     /// Joins a multicast group.
-    pub(super) fn join(&self, group: u32) -> Result<(), Error> {
-        let operation = "join the group of ruleset changes";
+    pub(crate) fn join(&self, group: u32) -> Result<(), Error> {
+        let operation = "join a multicast group";
         self.netlink
             .add_membership(group)
             .map_err(|source| Error::Socket { operation, source })
     }
 
     /// Sends these messages in one system call, in a buffer that is made large enough.
-    pub(super) fn send(&mut self, messages: &[u8]) -> Result<(), Error> {
+    pub(crate) fn send(&mut self, messages: &[u8]) -> Result<(), Error> {
         // The kernel takes a datagram only if it fits the send buffer, less some bytes.
         let needed = messages.len() + 4096;
         if needed > self.send_buffer {
@@ -101,7 +101,7 @@ impl Socket {
     }
 
     /// The next datagram; None if there is none and `wait` is not set.
-    pub(super) fn receive(&mut self, wait: bool) -> Result<Option<&[u8]>, Error> {
+    pub(crate) fn receive(&mut self, wait: bool) -> Result<Option<&[u8]>, Error> {
         let flags = libc::MSG_TRUNC | if wait { 0 } else { libc::MSG_DONTWAIT };
         loop {
             self.received.clear();
