@@ -12,6 +12,7 @@ pub mod netlink;
 pub mod netns;
 mod nfnetlink;
 pub mod nft;
+pub mod snapshot;
 pub mod sysctl;
 #[cfg(feature = "testkit")]
 pub mod testkit;
