@@ -11,6 +11,7 @@
 
 pub mod client;
 mod errors;
+pub mod events;
 pub mod http;
 pub mod logging;
 pub mod metrics;
