@@ -156,9 +156,9 @@ impl Dump<'_> {
                 }
                 let exprs = attrs.nest(rule::EXPRESSIONS).unwrap_or(Attrs(&[]));
                 let rule = Rule {
-                    exprs: exprs
-                        .into_iter()
+                    exprs: (exprs.into_iter())
                         .map(|(_, expr)| Expr::decode(Attrs(expr)))
+                        .filter(|expr| !expr.is_idle())
                         .collect(),
                     comment: attrs.get(rule::USERDATA).and_then(udata::comment),
                 };

@@ -58,7 +58,7 @@ numbers! {
     /// `enum nft_payload_bases`: the header that an offset counts from.
     Header(u32) { NETWORK = 1, TRANSPORT = 2 }
     /// `enum nft_meta_keys`.
-    MetaKey(u32) { MARK = 3, IIFNAME = 6, OIFNAME = 7, L4PROTO = 16 }
+    MetaKey(u32) { MARK = 3, IIF = 4, IIFNAME = 6, OIFNAME = 7, L4PROTO = 16 }
     /// `enum nft_ct_keys`.
     CtKey(u32) {
         STATE = 0, STATUS = 2, PROTO_DST = 12, SRC_IP = 19, DST_IP = 20, SRC_IP6 = 21, DST_IP6 = 22,
@@ -253,6 +253,18 @@ impl Expr {
             Expr::Counter => "counter",
             Expr::Other { name, .. } => name,
         }
+    }
+
+    /// Whether it changes nothing: nft turns the byte order of a key for ranges, also where a field of it has
+    /// one byte alone. A rule that it has loaded is then still equal to ours.
+    pub(super) fn is_idle(&self) -> bool {
+        let Expr::Other { name, data } = self else {
+            return false;
+        };
+        // `enum nft_byteorder_attributes`: source and destination register, operation, length, size of a unit.
+        let attrs = Attrs(data);
+        let (len, size) = (attrs.be32(4), attrs.be32(5));
+        name == "byteorder" && attrs.be32(1) == attrs.be32(2) && len.is_some() && len < size
     }
 
     /// Writes one element of `NFTA_RULE_EXPRESSIONS`, attributes in the order in which `nft` does.

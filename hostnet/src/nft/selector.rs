@@ -33,6 +33,8 @@ pub enum Selector {
     L4Proto,
     /// `meta mark`.
     Mark,
+    /// `iif`: the number of the interface by which it came in, 0 where there is none.
+    Iif,
     /// `iifname`.
     IifName,
     /// `oifname`.
@@ -70,7 +72,7 @@ impl Selector {
             Selector::CtState => FieldType::Bits(BitNames::CtState),
             Selector::CtStatus => FieldType::Bits(BitNames::CtStatus),
             Selector::FibSaddrType | Selector::FibDaddrType => FieldType::Bits(BitNames::FibType),
-            Selector::Random(_) => FieldType::Integer,
+            Selector::Iif | Selector::Random(_) => FieldType::Integer,
         }
     }
 
@@ -99,6 +101,7 @@ impl Selector {
             Selector::Dport => payload(Header::TRANSPORT, 2, 2),
             Selector::L4Proto => meta(MetaKey::L4PROTO),
             Selector::Mark => meta(MetaKey::MARK),
+            Selector::Iif => meta(MetaKey::IIF),
             Selector::IifName => meta(MetaKey::IIFNAME),
             Selector::OifName => meta(MetaKey::OIFNAME),
             Selector::CtState => ct(CtKey::STATE, None),
@@ -152,7 +155,7 @@ impl Selector {
     }
 
     /// All selectors of a family but [`Selector::Random`].
-    pub(super) fn all(family: Family) -> [Selector; 15] {
+    pub(super) fn all(family: Family) -> [Selector; 16] {
         [
             Selector::Saddr(family),
             Selector::Daddr(family),
@@ -160,6 +163,7 @@ impl Selector {
             Selector::Dport,
             Selector::L4Proto,
             Selector::Mark,
+            Selector::Iif,
             Selector::IifName,
             Selector::OifName,
             Selector::CtState,
@@ -190,6 +194,7 @@ impl fmt::Display for Selector {
             Selector::Dport => f.write_str("th dport"),
             Selector::L4Proto => f.write_str("meta l4proto"),
             Selector::Mark => f.write_str("meta mark"),
+            Selector::Iif => f.write_str("iif"),
             Selector::IifName => f.write_str("iifname"),
             Selector::OifName => f.write_str("oifname"),
             Selector::CtState => f.write_str("ct state"),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::Ns;
@@ -177,8 +178,12 @@ fn connect_tcp(source: Option<IpAddr>, address: SocketAddr) -> io::Result<TcpStr
     // A blocking connect takes the send timeout as its own.
     let stream = TcpStream::from(fd);
     stream.set_write_timeout(Some(PATIENCE))?;
-    socket::connect(stream.as_raw_fd(), &SockaddrStorage::from(address))?;
-    Ok(stream)
+    match socket::connect(stream.as_raw_fd(), &SockaddrStorage::from(address)) {
+        // So the kernel says that the timeout is over.
+        Err(Errno::EINPROGRESS) => Err(io::ErrorKind::TimedOut.into()),
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(stream),
+    }
 }
 
 /// Sends a datagram from a namespace and reads the answer, within two seconds.
