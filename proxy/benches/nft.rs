@@ -46,6 +46,7 @@ fn port(n: u32, second: u32) -> Arc<ServicePort> {
         inside: verdict,
         outside: verdict,
         masquerade: Masquerade::NotPods,
+        sources: None,
     };
     let cluster = [endpoint(2 * n), endpoint(second)].into();
     Arc::new(ServicePort {

@@ -77,6 +77,7 @@ pub struct Metrics {
     livez: Labelled<Code, Counter>,
     service_ports: Labelled<IpFamily, Gauge>,
     repairs: Counter,
+    conflicts: Gauge,
 }
 
 /// 1 ms to 16 s, doubling: as kube-proxy's.
@@ -123,6 +124,7 @@ impl Metrics {
             livez: Labelled::default(),
             service_ports: Labelled::default(),
             repairs: Counter::default(),
+            conflicts: Gauge::default(),
         };
         let theirs = registry.sub_registry_with_prefix("kubeproxy");
         theirs.register(
@@ -202,7 +204,17 @@ impl Metrics {
             "Changes to the kernel by passes that should have found nothing to do",
             metrics.repairs.clone(),
         );
+        ours.register(
+            "conflicting_frontends",
+            "Addresses and ports of Services that are left out, since another Service has them",
+            metrics.conflicts.clone(),
+        );
         metrics
+    }
+
+    /// How many frontends are left out, since another Service has them.
+    pub fn conflicts(&self, count: usize) {
+        self.conflicts.set(count as i64);
     }
 
     /// Changes were told that rules do not follow yet.

@@ -67,6 +67,7 @@ impl<B: Backend> Syncer<B> {
         let dirty = index.take_dirty();
         let delta = self.planner.update(index, &dirty);
         self.metrics.planned(&delta);
+        self.tell_of_conflicts();
         // What was changed before the start was late by no fault of this process.
         let news = dirty
             .triggers
@@ -114,6 +115,18 @@ impl<B: Backend> Syncer<B> {
             "removed what was left for packets on their way"
         );
         Ok(())
+    }
+
+    fn tell_of_conflicts(&mut self) {
+        for conflict in self.planner.take_new_conflicts() {
+            tracing::warn!(
+                service = %conflict.loser,
+                frontend = %conflict.frontend,
+                owner = %conflict.owner,
+                "frontend left out: another Service has the same address and port"
+            );
+        }
+        self.metrics.conflicts(self.planner.conflicts().len());
     }
 
     fn tell(&self, kind: Kind, delta: &Delta, ops: usize, repaired: bool, took: Duration) {

@@ -27,6 +27,9 @@ pub struct Service {
     /// What the user asked for.
     #[serde(default)]
     pub spec: ServiceSpec,
+    /// What a load balancer has given it.
+    #[serde(default)]
+    pub status: ServiceStatus,
 }
 
 /// The fields of a Service's spec that rules depend on.
@@ -53,6 +56,41 @@ pub struct ServiceSpec {
     pub internal_traffic_policy: Option<String>,
     /// `Cluster` (default) or `Local`, for node ports and other external addresses.
     pub external_traffic_policy: Option<String>,
+    /// Addresses that lead to this cluster's nodes by the user's own doing.
+    #[serde(rename = "externalIPs", deserialize_with = "null_is_empty")]
+    pub external_ips: Vec<String>,
+    /// Who may come in by the load balancer's addresses; empty: everyone.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub load_balancer_source_ranges: Vec<String>,
+    /// Where a load balancer asks whether this node has endpoints; 0 or absent: nowhere.
+    pub health_check_node_port: Option<i32>,
+}
+
+/// The status of a Service, as far as rules depend on it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServiceStatus {
+    /// What a load balancer has given it.
+    pub load_balancer: LoadBalancerStatus,
+}
+
+/// What a load balancer has given a Service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancerStatus {
+    /// The ways in.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub ingress: Vec<Ingress>,
+}
+
+/// One way in by a load balancer.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Ingress {
+    /// Its address; absent where it has a host name only.
+    pub ip: Option<String>,
+    /// `VIP` (default): packets come to the nodes with this destination. `Proxy`: they come to node ports.
+    pub ip_mode: Option<String>,
 }
 
 /// One port of a Service.

@@ -1,8 +1,11 @@
 //! Owns the plain form of a Service: what rules depend on, parsed and checked.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+
+use hostnet::vocab::{Cidr, Subnet};
 
 use super::objects;
 use crate::plan::Protocol;
@@ -20,6 +23,14 @@ pub struct Service {
     pub created: i64,
     /// Its cluster IPs, one per family.
     pub cluster_ips: Box<[IpAddr]>,
+    /// Addresses of load balancers that leave the destination as it is. Sorted.
+    pub load_balancer_ips: Box<[IpAddr]>,
+    /// Addresses that the user leads to the nodes. Sorted.
+    pub external_ips: Box<[IpAddr]>,
+    /// Who may come in by `load_balancer_ips`. Sorted; empty: everyone.
+    pub source_ranges: Box<[Subnet]>,
+    /// Where load balancers ask whether this node has endpoints: under `external_local` only.
+    pub health_check_port: Option<u16>,
     /// Its ports.
     pub ports: Box<[Port]>,
     /// `internalTrafficPolicy: Local`.
@@ -68,6 +79,10 @@ impl Service {
             return None;
         }
         let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
+        let external_local = is_local(&spec.external_traffic_policy);
+        let load_balancers = (object.status.load_balancer.ingress.iter())
+            .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
+            .filter_map(|ingress| ingress.ip.as_deref());
         Some(Self {
             created: object
                 .metadata
@@ -75,9 +90,15 @@ impl Service {
                 .as_ref()
                 .map_or(0, |t| t.0.as_second()),
             cluster_ips,
+            load_balancer_ips: addresses(load_balancers),
+            external_ips: addresses(spec.external_ips.iter().map(String::as_str)),
+            source_ranges: source_ranges(&spec.load_balancer_source_ranges),
+            health_check_port: (spec.health_check_node_port)
+                .and_then(port_number)
+                .filter(|_| external_local),
             ports: spec.ports.iter().filter_map(Port::fold).collect(),
             internal_local: is_local(&spec.internal_traffic_policy),
-            external_local: is_local(&spec.external_traffic_policy),
+            external_local,
             affinity: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
                 spec.session_affinity_config
                     .as_ref()
@@ -87,6 +108,23 @@ impl Service {
             }),
         })
     }
+}
+
+/// Those at which packets from elsewhere can arrive, each once, sorted.
+fn addresses<'a>(texts: impl Iterator<Item = &'a str>) -> Box<[IpAddr]> {
+    let usable = |ip: &IpAddr| !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast());
+    let found: BTreeSet<_> = (texts.filter_map(|text| text.parse().ok()))
+        .filter(usable)
+        .collect();
+    found.into_iter().collect()
+}
+
+/// Spaces around a range are borne, as kube-proxy does; the API lets no other slip through.
+fn source_ranges(texts: &[String]) -> Box<[Subnet]> {
+    let found: BTreeSet<_> = (texts.iter())
+        .filter_map(|text| Some(text.trim().parse::<Cidr>().ok()?.subnet()))
+        .collect();
+    found.into_iter().collect()
 }
 
 impl Port {

@@ -3,10 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use hostnet::nft::{self, Comment, Element, Key, Proto, Table, goto};
+use hostnet::nft::{
+    self, Chain, Comment, Element, Key, Name, Proto, Rule, Set, SetDecl, Table, goto,
+};
+use hostnet::vocab::Family;
 
-use super::layout::{Balancer, Layout, Map, REFUSE, masquerade_chain};
+use super::affinity::{Affinity, OwnChain};
+use super::layout::{Balancer, GUARD, GUARD_INSIDE, Layout, Map, REFUSE, masquerade_chain};
 use super::slots::{Slots, assign};
 use crate::plan::{At, FamilyRuleset, Frontend, PortKey, ServicePort, Verdict, View};
 
@@ -34,99 +39,165 @@ impl PortSlots {
     }
 }
 
-/// What one or more service ports need in the table. No two ports have an element in common; chains and
-/// addresses they share, so these are counted.
+/// What one or more service ports need in the table. No two ports have an element or a chain of their own in
+/// common; balancers and addresses they share, so these are counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Needs {
     pub(super) elements: BTreeMap<(Map, Key), Element>,
     pub(super) balancers: BTreeMap<Balancer, usize>,
-    pub(super) local_addresses: BTreeMap<IpAddr, usize>,
+    /// Chains and sets of ports whose clients stay with their endpoints.
+    pub(super) chains: BTreeMap<OwnChain, Vec<Rule>>,
+    pub(super) sets: BTreeMap<Name, Arc<SetDecl>>,
+    /// Elements without data that several ports have: `hairpin`, `cluster-ips`.
+    pub(super) shared: BTreeMap<(Map, IpAddr), usize>,
 }
 
 impl Needs {
     /// Adds those of one port.
-    pub(super) fn add(&mut self, key: &PortKey, port: &ServicePort, slots: &PortSlots) {
-        let comment = Comment::new(key.name.as_str());
-        let proto = Proto(key.protocol.number());
-        for frontend in &port.frontends {
-            self.add_frontend(frontend, proto, &comment, slots);
-        }
-        let addresses: BTreeSet<_> = slots
-            .cluster
-            .iter()
-            .chain(slots.local.iter())
-            .filter(|endpoint| endpoint.local)
-            .map(|endpoint| endpoint.address)
-            .collect();
-        for address in addresses {
-            *self.local_addresses.entry(address).or_default() += 1;
-        }
-    }
-
-    fn add_frontend(
+    pub(super) fn add(
         &mut self,
-        frontend: &Frontend,
-        proto: Proto,
-        comment: &Comment,
+        family: Family,
+        key: &PortKey,
+        port: &ServicePort,
         slots: &PortSlots,
     ) {
-        let Frontend {
-            at,
-            port,
-            inside,
-            outside,
-            masquerade,
-        } = *frontend;
-        let (entrance, entrance_inside, masq) = match at {
-            At::ClusterIp(_) => (Map::Vips, Map::VipsInside, Map::MasqVips),
-            At::NodePort => (Map::NodePorts, Map::NodePortsInside, Map::MasqNodePorts),
+        let affinity = port.affinity.map(|timeout| Affinity {
+            family,
+            key,
+            timeout,
+        });
+        let of = OfPort {
+            proto: Proto(key.protocol.number()),
+            comment: Comment::new(key.name.as_str()),
+            affinity,
+            slots,
         };
-        let key = || match at.address() {
-            Some(address) => Key::from((address, proto, port)),
-            None => Key::from((proto, port)),
-        };
-        let mut put = |map, key, element: Element| {
-            self.elements
-                .insert((map, key), element.comment(comment.clone()));
-        };
-
-        let mut views = BTreeSet::new();
-        let mut verdict = |verdict| match verdict {
-            Verdict::Balance(view) if !slots.of(view).is_empty() => {
-                let endpoints = slots.of(view).len() as u32;
-                let balancer = Balancer {
-                    node_port: at == At::NodePort,
-                    view,
-                    endpoints,
-                };
-                *self.balancers.entry(balancer).or_default() += 1;
-                views.insert(balancer);
-                goto(balancer.name())
-            }
-            Verdict::Balance(_) | Verdict::Reject => goto(REFUSE),
-            Verdict::Drop => nft::Verdict::Drop,
-        };
-        put(entrance, key(), verdict(outside).into());
-        if inside != outside {
-            put(entrance_inside, key(), verdict(inside).into());
+        for frontend in &port.frontends {
+            self.add_frontend(frontend, &of);
         }
-        if !views.is_empty() {
-            put(masq, key(), goto(masquerade_chain(masquerade)).into());
+        let mut shared: BTreeSet<_> = (slots.cluster.iter().chain(slots.local.iter()))
+            .filter(|endpoint| endpoint.local)
+            .map(|endpoint| (Map::Hairpin, endpoint.address))
+            .collect();
+        shared.extend(port.frontends.iter().filter_map(|frontend| {
+            let At::ClusterIp(address) = frontend.at else {
+                return None;
+            };
+            Some((Map::ClusterIps, address))
+        }));
+        for at in shared {
+            *self.shared.entry(at).or_default() += 1;
         }
-        for balancer in views {
-            for (slot, endpoint) in (0_u32..).zip(slots.of(balancer.view).iter()) {
-                let key = match at.address() {
-                    Some(address) => Key::from((address, proto, port, slot)),
-                    None => Key::from((proto, port, slot)),
-                };
-                put(
-                    balancer.map(),
-                    key,
-                    Element::value((endpoint.address, endpoint.port)),
-                );
+        if let Some(affinity) = affinity {
+            for endpoint in port.cluster.iter().chain(port.local.iter()) {
+                let (set, chain, rules) = affinity.endpoint(endpoint);
+                self.sets.insert(set.name.clone(), set);
+                self.chains.insert(chain, rules);
             }
         }
     }
+
+    fn add_frontend(&mut self, frontend: &Frontend, of: &OfPort<'_>) {
+        let at = frontend.at;
+        let (entrance, entrance_inside, masq) = match at {
+            At::NodePort => (Map::NodePorts, Map::NodePortsInside, Map::MasqNodePorts),
+            _ => (Map::Vips, Map::VipsInside, Map::MasqVips),
+        };
+        let key = || match at.address() {
+            Some(address) => Key::from((address, of.proto, frontend.port)),
+            None => Key::from((of.proto, frontend.port)),
+        };
+        let mut views = BTreeSet::new();
+        let mut balances = false;
+        let mut ways = vec![(entrance, Map::Sources, GUARD, frontend.outside)];
+        if frontend.inside != frontend.outside {
+            ways.push((
+                entrance_inside,
+                Map::SourcesInside,
+                GUARD_INSIDE,
+                frontend.inside,
+            ));
+        }
+        for (entrance, sources, guard, verdict) in ways {
+            let verdict = match verdict {
+                Verdict::Balance(view) if !of.slots.of(view).is_empty() => {
+                    balances = true;
+                    match of.affinity {
+                        Some(affinity) => self.choice(affinity, view, of.slots.of(view)),
+                        None => goto(self.balancer(at, view, of, &mut views).name()),
+                    }
+                }
+                Verdict::Balance(_) | Verdict::Reject => goto(REFUSE),
+                Verdict::Drop => nft::Verdict::Drop,
+            };
+            let Some(networks) = &frontend.sources else {
+                self.put(entrance, key(), verdict, of);
+                continue;
+            };
+            self.put(entrance, key(), goto(guard), of);
+            for network in networks.iter() {
+                if let Some(address) = at.address() {
+                    let of_source = |source| (address, of.proto, frontend.port, source);
+                    let range = Key::range(of_source(network.base()), of_source(network.last()));
+                    self.put(sources, range, verdict.clone(), of);
+                }
+            }
+        }
+        if balances {
+            let verdict = goto(masquerade_chain(frontend.masquerade));
+            self.put(masq, key(), verdict, of);
+        }
+        for balancer in views {
+            for (slot, endpoint) in (0_u32..).zip(of.slots.of(balancer.view).iter()) {
+                let key = match at.address() {
+                    Some(address) => Key::from((address, of.proto, frontend.port, slot)),
+                    None => Key::from((of.proto, frontend.port, slot)),
+                };
+                let endpoint = Element::value((endpoint.address, endpoint.port));
+                self.put(balancer.map(), key, endpoint, of);
+            }
+        }
+    }
+
+    fn put(&mut self, map: Map, key: Key, element: impl Into<Element>, of: &OfPort<'_>) {
+        let element = element.into().comment(of.comment.clone());
+        self.elements.insert((map, key), element);
+    }
+
+    fn balancer(
+        &mut self,
+        at: At,
+        view: View,
+        of: &OfPort<'_>,
+        views: &mut BTreeSet<Balancer>,
+    ) -> Balancer {
+        let balancer = Balancer {
+            node_port: at == At::NodePort,
+            view,
+            endpoints: of.slots.of(view).len() as u32,
+        };
+        *self.balancers.entry(balancer).or_default() += 1;
+        views.insert(balancer);
+        balancer
+    }
+
+    fn choice(&mut self, affinity: Affinity<'_>, view: View, slots: &Slots) -> nft::Verdict {
+        let name = affinity.choice_name(view);
+        // In the order of the plan, not of slots: a restart finds the rules as they are.
+        let mut endpoints = slots.to_vec();
+        endpoints.sort_unstable_by_key(|endpoint| (endpoint.address, endpoint.port));
+        self.chains
+            .insert(OwnChain::Choice(name.clone()), affinity.choice(&endpoints));
+        goto(name)
+    }
+}
+
+/// What all frontends of a port have in common.
+struct OfPort<'a> {
+    proto: Proto,
+    comment: Comment,
+    affinity: Option<Affinity<'a>>,
+    slots: &'a PortSlots,
 }
 
 /// The whole table of a family, with these slots.
@@ -138,7 +209,7 @@ pub(super) fn table(
     let mut needs = Needs::default();
     for (key, port) in &rules.ports {
         if let Some(slots) = slots.get(key) {
-            needs.add(key, port, slots);
+            needs.add(layout.family(), key, port, slots);
         }
     }
     let mut table = layout.table(&rules.node);
@@ -150,16 +221,27 @@ pub(super) fn table(
             set.elements.insert(key, element);
         }
     }
-    if let Some(hairpin) = table.sets.get_mut(Map::Hairpin.name()) {
-        needs
-            .local_addresses
-            .keys()
-            .for_each(|address| hairpin.insert(hairpin_key(*address), ()));
+    for (map, address) in needs.shared.keys() {
+        if let Some(set) = table.sets.get_mut(map.name()) {
+            set.insert(shared_key(*map, *address), ());
+        }
+    }
+    for (chain, rules) in &needs.chains {
+        table = table.chain(
+            chain.name().clone(),
+            Chain::regular().rules(rules.iter().cloned()),
+        );
+    }
+    for decl in needs.sets.values() {
+        table = table.set(Set::new(decl.clone()));
     }
     (table, needs)
 }
 
-/// An address that meets itself.
-pub(super) fn hairpin_key(address: IpAddr) -> Key {
-    Key::from((address, address))
+/// The key of an element that several ports share; in `hairpin` it is an address that meets itself.
+pub(super) fn shared_key(map: Map, address: IpAddr) -> Key {
+    match map {
+        Map::Hairpin => Key::from((address, address)),
+        _ => Key::from(address),
+    }
 }

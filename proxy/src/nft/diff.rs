@@ -9,10 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hostnet::nft::{Chain, Changes, Element, Key, Op, Table, diff};
+use hostnet::nft::{Chain, Changes, Element, Key, Name, Op, SetDecl, Table, diff};
 use hostnet::vocab::Family;
 
-use super::desired::{Needs, PortSlots, hairpin_key, table};
+use super::affinity::{self, OwnChain};
+use super::desired::{Needs, PortSlots, shared_key, table};
 use super::layout::{Balancer, Layout, Map};
 use super::observe;
 use crate::plan::{FamilyDelta, FamilyRuleset, NodeRules, PortKey};
@@ -25,8 +26,8 @@ pub(super) struct State {
     slots: BTreeMap<PortKey, PortSlots>,
     /// How many verdicts lead to each chain.
     balancers: BTreeMap<Balancer, usize>,
-    /// How many service ports have an endpoint of this node there.
-    local_addresses: BTreeMap<IpAddr, usize>,
+    /// How many service ports need each of the elements that they share.
+    shared: BTreeMap<(Map, IpAddr), usize>,
     leftovers: Leftovers,
 }
 
@@ -35,6 +36,8 @@ pub(super) struct State {
 struct Leftovers {
     elements: BTreeMap<(Map, Key), (Element, Age)>,
     balancers: BTreeMap<Balancer, Age>,
+    chains: BTreeMap<OwnChain, Age>,
+    sets: BTreeMap<Name, (Arc<SetDecl>, Age)>,
 }
 
 /// Since when something is left over.
@@ -59,9 +62,7 @@ impl State {
         let mut changes = diff(observed, &desired);
         let leftovers = Leftovers::take_out_of(&mut changes, observed);
         let Needs {
-            balancers,
-            local_addresses,
-            ..
+            balancers, shared, ..
         } = needs;
         let node = rules.node.clone();
         (
@@ -71,7 +72,7 @@ impl State {
                 node,
                 slots,
                 balancers,
-                local_addresses,
+                shared,
                 leftovers,
             },
         )
@@ -83,34 +84,27 @@ impl State {
         for change in &delta.ports {
             let old = self.slots.remove(&change.key);
             if let (Some(port), Some(slots)) = (&change.before, &old) {
-                before.add(&change.key, port, slots);
+                before.add(self.layout.family(), &change.key, port, slots);
             }
             if let Some(port) = &change.after {
                 let slots = PortSlots::assign(&old.unwrap_or_default(), port);
-                after.add(&change.key, port, &slots);
+                after.add(self.layout.family(), &change.key, port, &slots);
                 self.slots.insert(change.key.clone(), slots);
             }
         }
         let mut changes = Changes::new(self.layout.table.clone());
         let new_balancers = count(&mut self.balancers, &before.balancers, &after.balancers);
-        let addresses = count(
-            &mut self.local_addresses,
-            &before.local_addresses,
-            &after.local_addresses,
-        );
+        let shared = count(&mut self.shared, &before.shared, &after.shared);
+        self.add_own(&mut changes, &before, &mut after);
         self.add_balancers(&mut changes, &new_balancers.came);
         let left = new_balancers
             .went
             .into_iter()
             .map(|balancer| (balancer, Age::Fresh));
         self.leftovers.balancers.extend(left);
-        let hairpin = |address| ((Map::Hairpin, hairpin_key(address)), Element::new());
-        before
-            .elements
-            .extend(addresses.went.into_iter().map(hairpin));
-        after
-            .elements
-            .extend(addresses.came.into_iter().map(hairpin));
+        let element = |(map, address)| ((map, shared_key(map, address)), Element::new());
+        before.elements.extend(shared.went.into_iter().map(element));
+        after.elements.extend(shared.came.into_iter().map(element));
         self.change_elements(&mut changes, before.elements, after.elements);
         if let Some(node) = &delta.node {
             let (old, new) = (self.layout.table(&self.node), self.layout.table(node));
@@ -133,12 +127,62 @@ impl State {
         self.leftovers
             .balancers
             .retain(|balancer, age| is_kept(age, || ops.push(Op::DeleteChain(balancer.name()))));
+        // Those that lead to others first.
+        let mut chains = Vec::new();
+        self.leftovers.chains.retain(|chain, age| {
+            is_kept(age, || chains.push(Op::DeleteChain(chain.name().clone())))
+        });
+        ops.extend(chains.into_iter().rev());
+        self.leftovers
+            .sets
+            .retain(|_, (decl, age)| is_kept(age, || ops.push(Op::DeleteSet(decl.clone()))));
         changes
     }
 
     /// Whether there are leftovers.
     pub(super) fn is_unfinished(&self) -> bool {
-        !self.leftovers.elements.is_empty() || !self.leftovers.balancers.is_empty()
+        let Leftovers {
+            elements,
+            balancers,
+            chains,
+            sets,
+        } = &self.leftovers;
+        !(elements.is_empty() && balancers.is_empty() && chains.is_empty() && sets.is_empty())
+    }
+
+    /// Chains and sets that ports have of their own. Those that lead to others get their rules last, and what
+    /// is needed no more stays for now.
+    fn add_own(&mut self, changes: &mut Changes, before: &Needs, after: &mut Needs) {
+        let ops = &mut changes.ops;
+        for (name, decl) in &after.sets {
+            let is_there = before.sets.contains_key(name);
+            if self.leftovers.sets.remove(name).is_none() && !is_there {
+                ops.push(Op::AddSet(decl.clone()));
+            }
+        }
+        for chain in after.chains.keys() {
+            let is_there = before.chains.contains_key(chain);
+            if !is_there && !self.leftovers.chains.contains_key(chain) {
+                let bare = Arc::new(Chain::regular());
+                ops.push(Op::AddChain(chain.name().clone(), bare));
+            }
+        }
+        for (chain, rules) in &after.chains {
+            self.leftovers.chains.remove(chain);
+            if before.chains.get(chain) != Some(rules) {
+                ops.push(Op::SetRules(chain.name().clone(), rules.clone()));
+            }
+        }
+        let gone = |chain: &&OwnChain| !after.chains.contains_key(*chain);
+        for chain in before.chains.keys().filter(gone) {
+            self.leftovers.chains.insert(chain.clone(), Age::Fresh);
+        }
+        for (name, decl) in &before.sets {
+            if !after.sets.contains_key(name) {
+                let left = (decl.clone(), Age::Fresh);
+                self.leftovers.sets.insert(name.clone(), left);
+            }
+        }
     }
 
     fn add_balancers(&mut self, changes: &mut Changes, balancers: &[Balancer]) {
@@ -180,7 +224,8 @@ impl State {
                 Some(_) => {}
             }
         }
-        for ((map, key), element) in before {
+        // Backwards, so that what guards an address goes after the way to it.
+        for ((map, key), element) in before.into_iter().rev() {
             if map.is_entrance() {
                 changes
                     .ops
@@ -216,10 +261,24 @@ impl Leftovers {
                     leftovers.balancers.insert(balancer, Age::Fresh);
                     false
                 }
-                None => true,
+                None => match OwnChain::by_name(name) {
+                    Some(chain) => {
+                        leftovers.chains.insert(chain, Age::Fresh);
+                        false
+                    }
+                    None => true,
+                },
             },
             // Comes before the chain's removal.
-            Op::SetRules(name, rules) => !rules.is_empty() || Balancer::by_name(name).is_none(),
+            Op::SetRules(name, rules) => {
+                let is_left = Balancer::by_name(name).is_some() || affinity::is_chain(name);
+                !rules.is_empty() || !is_left
+            }
+            Op::DeleteSet(decl) if affinity::is_set(&decl.name) => {
+                let left = (decl.clone(), Age::Fresh);
+                leftovers.sets.insert(decl.name.clone(), left);
+                false
+            }
             _ => true,
         });
         leftovers

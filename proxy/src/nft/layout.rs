@@ -5,7 +5,9 @@
 //!      │                          │
 //!      ▼                          ▼
 //!  services: vips, nodeports ──verdict──► lb-N   pick a slot below N, DNAT to what `endpoints` has there
-//!      ▲                           ├────► refuse TCP reset or ICMP port unreachable
+//!      ▲       │ none              ├────► aff-svc-… a service's own: its clients stay (see `affinity`)
+//!      │       ▼                   ├────► guard  verdict by address, port and source, else drop
+//!      │    cluster-ips ─────────► ├────► refuse TCP reset or ICMP port unreachable
 //!  output ──► inside ──►           └────► drop
 //!
 //!  postrouting: hairpin; masq-vips, masq-nodeports (by the connection's first destination) ──► masq-…
@@ -17,7 +19,8 @@
 use std::sync::Arc;
 
 use hostnet::nft::Selector::{
-    CtOriginalDaddr, CtOriginalDport, CtStatus, Daddr, Dport, FibSaddrType, L4Proto, Random, Saddr,
+    CtOriginalDaddr, CtOriginalDport, CtStatus, Daddr, Dport, FibSaddrType, Iif, IifName, L4Proto,
+    Random, Saddr,
 };
 use hostnet::nft::{
     CT_DNAT, Chain, FIB_LOCAL, FieldType, Hook, KeyType, Name, NatFlags, Proto, Rule, Set, SetDecl,
@@ -36,6 +39,9 @@ const PRIORITY_MASQUERADE: i32 = 95;
 const PROTOCOLS: [Proto; 3] = [Proto::TCP, Proto::UDP, Proto::SCTP];
 
 pub(super) const REFUSE: &str = "refuse";
+/// Where a frontend leads that only some sources may use, and the same for packets from inside.
+pub(super) const GUARD: &str = "guard";
+pub(super) const GUARD_INSIDE: &str = "guard-inside";
 const INSIDE: &str = "inside";
 const SERVICES: &str = "services";
 
@@ -53,6 +59,13 @@ pub(super) enum Map {
     MasqVips,
     /// Whom to masquerade, by protocol and node port.
     MasqNodePorts,
+    /// Verdict by address, protocol, port and source, for packets from pods and this node, where only some
+    /// sources may come in.
+    SourcesInside,
+    /// The same for all other packets.
+    Sources,
+    /// Cluster IPs: at their other ports packets are refused.
+    ClusterIps,
     /// This node's addresses at which node ports answer.
     NodePortIps,
     /// Verdict by address, protocol and port, for packets from pods and this node, where it differs.
@@ -66,7 +79,7 @@ pub(super) enum Map {
 }
 
 impl Map {
-    pub(super) const ALL: [Map; 12] = [
+    pub(super) const ALL: [Map; 15] = [
         Map::Endpoints(View::Cluster),
         Map::Endpoints(View::Local),
         Map::NodePortEndpoints(View::Cluster),
@@ -74,6 +87,9 @@ impl Map {
         Map::Hairpin,
         Map::MasqVips,
         Map::MasqNodePorts,
+        Map::SourcesInside,
+        Map::Sources,
+        Map::ClusterIps,
         Map::NodePortIps,
         Map::VipsInside,
         Map::NodePortsInside,
@@ -81,8 +97,8 @@ impl Map {
         Map::NodePorts,
     ];
 
-    /// Whether packets begin here. From all others an element may only go when no packet can be on its way
-    /// to it any more.
+    /// Whether packets begin here, or end their way here at once when they are not let in. From all others an
+    /// element may only go when no packet can be on its way to it any more.
     pub(super) fn is_entrance(self) -> bool {
         !matches!(
             self,
@@ -103,6 +119,9 @@ impl Map {
             Map::Hairpin => "hairpin",
             Map::MasqVips => "masq-vips",
             Map::MasqNodePorts => "masq-nodeports",
+            Map::SourcesInside => "sources-inside",
+            Map::Sources => "sources",
+            Map::ClusterIps => "cluster-ips",
             Map::NodePortIps => "nodeport-ips",
             Map::VipsInside => "vips-inside",
             Map::NodePortsInside => "nodeports-inside",
@@ -134,7 +153,10 @@ impl Map {
                 SetDecl::map(name, KeyType::typeof_([L4Proto, Dport, slot]), endpoint)
             }
             Map::Hairpin => SetDecl::set(name, KeyType::of([addr, addr])),
-            Map::NodePortIps => SetDecl::set(name, KeyType::of([addr])),
+            Map::ClusterIps | Map::NodePortIps => SetDecl::set(name, KeyType::of([addr])),
+            Map::Sources | Map::SourcesInside => {
+                SetDecl::vmap(name, KeyType::of([addr, proto, port, addr])).interval()
+            }
             Map::MasqVips | Map::VipsInside | Map::Vips => SetDecl::vmap(name, vip),
             Map::MasqNodePorts | Map::NodePortsInside | Map::NodePorts => {
                 SetDecl::vmap(name, node_port)
@@ -261,7 +283,17 @@ impl Layout {
                 INSIDE,
                 lookup(family, Map::VipsInside, Map::NodePortsInside),
             )
-            .chain(SERVICES, lookup(family, Map::Vips, Map::NodePorts))
+            .chain(
+                SERVICES,
+                lookup(family, Map::Vips, Map::NodePorts).rule(
+                    Rule::new()
+                        .in_set([Daddr(family)], Map::ClusterIps.name())
+                        .goto(REFUSE)
+                        .comment("ports that no Service has"),
+                ),
+            )
+            .chain(GUARD, guard(family, Map::Sources))
+            .chain(GUARD_INSIDE, guard(family, Map::SourcesInside))
             .chain(
                 REFUSE,
                 Chain::regular()
@@ -290,14 +322,21 @@ impl Layout {
     }
 }
 
+fn guard(family: Family, sources: Map) -> Chain {
+    let key = [Daddr(family), L4Proto, Dport, Saddr(family)];
+    Chain::regular()
+        .rule(Rule::new().vmap(key, sources.name()))
+        .rule(Rule::new().drop())
+}
+
 fn prerouting(family: Family, pods: &PodTraffic) -> Chain {
-    let networks = match pods {
-        PodTraffic::Unknown => &[][..],
-        PodTraffic::From(networks) => networks,
+    let from_pods: Vec<_> = match pods {
+        PodTraffic::Unknown => Vec::new(),
+        PodTraffic::From(networks) => (networks.iter())
+            .map(|net| Rule::new().within(Saddr(family), *net).jump(INSIDE))
+            .collect(),
+        PodTraffic::Interface(name) => vec![Rule::new().eq(IifName, &**name).jump(INSIDE)],
     };
-    let from_pods = networks
-        .iter()
-        .map(|net| Rule::new().within(Saddr(family), *net).jump(INSIDE));
     Chain::nat(Hook::Prerouting, PRIORITY_DNAT)
         .rules(from_pods)
         .rule(Rule::new().goto(SERVICES))
@@ -349,6 +388,17 @@ fn masquerading(family: Family, masquerade: Masquerade, pods: &PodTraffic) -> Ch
                     .iter()
                     .map(|net| Rule::new().within(Saddr(family), *net).return_()),
             )
+            .rule(all),
+        // On its way out to the bridge by which it came, a packet has no interface any more: it is a pod's.
+        // The same is true of this node's own, so these are told by their source.
+        (Masquerade::NotPods, PodTraffic::Interface(name)) => Chain::regular()
+            .rule(
+                Rule::new()
+                    .eq(FibSaddrType, FIB_LOCAL)
+                    .masquerade(NatFlags::FULLY_RANDOM),
+            )
+            .rule(Rule::new().eq(Iif, 0_u32).return_())
+            .rule(Rule::new().eq(IifName, &**name).return_())
             .rule(all),
         (Masquerade::ThisNode, _) => Chain::regular().rule(
             Rule::new()

@@ -1,11 +1,13 @@
 //! The nf_tables backend: the plan as elements of a few maps, whatever the number of services.
 //!
 //! * `layout`: the fixed chains and maps, and the way of a packet through them;
+//! * `affinity`: what a service port has of its own whose clients stay with their endpoints;
 //! * `desired`: what a service port is in the maps; `slots`: which endpoint has which slot;
 //! * `observe`: what the kernel's table says about slots, so that a restart moves nothing;
 //! * `diff`: from changes of the plan to operations, with what has to wait for packets on their way;
 //! * `apply`: [`NftBackend`], which sends them.
 
+mod affinity;
 mod apply;
 mod desired;
 mod diff;

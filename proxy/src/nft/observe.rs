@@ -36,7 +36,7 @@ fn observed(table: &Table, key: &PortKey, port: &ServicePort, view: View) -> Slo
     };
     let map = match frontend.at {
         At::NodePort => Map::NodePortEndpoints(view),
-        At::ClusterIp(_) => Map::Endpoints(view),
+        _ => Map::Endpoints(view),
     };
     let Some(set) = table.sets.get(map.name()) else {
         return Slots::default();

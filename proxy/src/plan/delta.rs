@@ -155,6 +155,7 @@ mod tests {
                 inside: verdict,
                 outside: verdict,
                 masquerade: Masquerade::NotPods,
+                sources: None,
             };
             let endpoint = |n| Endpoint {
                 address: IpAddr::from([10, 244, 0, n]),

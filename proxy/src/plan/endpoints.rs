@@ -22,6 +22,8 @@ pub(super) struct Views {
     pub(super) local: Arc<[Endpoint]>,
     /// Whether any endpoint anywhere takes traffic.
     pub(super) any: bool,
+    /// Of UDP, those that still serve; see [`ServicePort::serving`](super::ServicePort::serving).
+    pub(super) serving: Arc<[Endpoint]>,
 }
 
 /// The service port that endpoints are wanted for, and the node that wants them.
@@ -56,6 +58,8 @@ impl State {
 
 struct Candidate<'a> {
     state: State,
+    /// Ready, or at least able to answer.
+    serving: bool,
     local: bool,
     hints: Option<&'a Hints>,
 }
@@ -80,8 +84,14 @@ impl Views {
                 found
             }
         };
+        let cluster = pick(&|c| scope.includes(c), &|_| true);
+        let serving = match target.protocol {
+            Protocol::Udp => serving(&all, &cluster),
+            Protocol::Tcp | Protocol::Sctp => Arc::default(),
+        };
         Self {
-            cluster: pick(&|c| scope.includes(c), &|_| true),
+            cluster,
+            serving,
             local: pick(&|c| c.local, &|c| c.local),
             any: all
                 .values()
@@ -102,12 +112,14 @@ fn merge<'a>(slices: impl IntoIterator<Item = &'a Slice>, target: Target<'_>) ->
             for endpoint in &slice.endpoints {
                 let new = Candidate {
                     state: State::of(endpoint),
+                    serving: endpoint.ready || endpoint.serving,
                     local: endpoint.local,
                     hints: endpoint.hints.as_deref(),
                 };
                 all.entry((endpoint.address, port.port))
                     .and_modify(|old| {
                         old.local |= new.local;
+                        old.serving |= new.serving;
                         if new.state > old.state {
                             (old.state, old.hints) = (new.state, new.hints);
                         }
@@ -130,6 +142,23 @@ fn list(all: &Candidates<'_>, state: State, wish: &Wish<'_>) -> Arc<[Endpoint]> 
             local: candidate.local,
         })
         .collect()
+}
+
+/// All that serve; the list `cluster` itself where these are the same.
+fn serving(all: &Candidates<'_>, cluster: &Arc<[Endpoint]>) -> Arc<[Endpoint]> {
+    let found: Vec<_> = (all.iter())
+        .filter(|(_, candidate)| candidate.serving)
+        .map(|(&(address, port), candidate)| Endpoint {
+            address,
+            port,
+            local: candidate.local,
+        })
+        .collect();
+    if *found == **cluster {
+        cluster.clone()
+    } else {
+        found.into()
+    }
 }
 
 /// How far the hints of the ready endpoints, taken together, narrow the choice.

@@ -37,7 +37,7 @@ use hostnet::vocab::{Family, Subnet};
 
 pub use delta::{Change, Delta, FamilyDelta};
 pub use name::PortName;
-pub use planner::Planner;
+pub use planner::{Conflict, Planner};
 pub use settings::{DetectLocal, NodePortAddresses, Settings};
 
 /// The whole plan of one node, both address families.
@@ -94,6 +94,8 @@ pub enum PodTraffic {
     Unknown,
     /// Source address in one of these networks: sorted, never empty.
     From(Vec<Subnet>),
+    /// Came in by the interface of this name, or one whose name begins so where it ends in `*`.
+    Interface(Box<str>),
 }
 
 /// Which service port: unique within a family, and stable while the Service keeps that port.
@@ -161,6 +163,10 @@ pub struct ServicePort {
     /// `sessionAffinity: ClientIP`: for how many seconds a client stays with its endpoint. The choice
     /// is one per client and service port, over all frontends.
     pub affinity: Option<NonZeroU32>,
+    /// Of UDP, all endpoints of the cluster that still serve, also those that new flows do not go to: flows
+    /// to others are cut off. Sorted, each once; empty for other protocols, whose connections have an end of
+    /// their own.
+    pub serving: Arc<[Endpoint]>,
 }
 
 impl ServicePort {
@@ -186,6 +192,9 @@ pub struct Frontend {
     pub outside: Verdict,
     /// Whose connections through this frontend are masqueraded (besides hairpin).
     pub masquerade: Masquerade,
+    /// Who may come in here, pods and this node included; packets of others are dropped. Sorted, no network
+    /// within another, never empty. `None`: everyone.
+    pub sources: Option<Arc<[Subnet]>>,
 }
 
 /// Where a frontend answers.
@@ -193,6 +202,10 @@ pub struct Frontend {
 pub enum At {
     /// A cluster IP of the Service.
     ClusterIp(IpAddr),
+    /// An address of a load balancer that leaves the destination as it is (`status.loadBalancer`).
+    LoadBalancer(IpAddr),
+    /// One of `spec.externalIPs`.
+    ExternalIp(IpAddr),
     /// This node's addresses, those in [`NodeRules::node_ports`].
     NodePort,
 }
@@ -201,7 +214,9 @@ impl At {
     /// The destination address; `None`: any of the node's, see [`NodeRules::node_ports`].
     pub fn address(self) -> Option<IpAddr> {
         match self {
-            Self::ClusterIp(address) => Some(address),
+            Self::ClusterIp(address) | Self::LoadBalancer(address) | Self::ExternalIp(address) => {
+                Some(address)
+            }
             Self::NodePort => None,
         }
     }

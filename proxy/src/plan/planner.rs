@@ -1,7 +1,7 @@
 //! Owns the current plan, and brings it up to date: only what was touched is planned again.
 //!
-//! Two Services may claim one address and port. The older has it, then the one whose name sorts first;
-//! when it goes, the next one gets it. So the plan is a function of the objects alone, whatever the
+//! Two Services may claim one address and port. One whose cluster IP it is has it before others, then the older
+//! one, then the one whose name sorts first; when it goes, the next one gets it. So the plan is a function of the objects alone, whatever the
 //! order in which they came.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ use hostnet::vocab::Family;
 
 use super::service::{self, Context};
 use super::settings::node_rules;
-use super::{Change, Delta, Frontend, PortKey, Protocol, Ruleset, ServicePort, Settings};
+use super::{At, Change, Delta, Frontend, PortKey, Protocol, Ruleset, ServicePort, Settings};
 use crate::index::{Dirty, Index, ObjectName};
 
 /// The plan of this node, kept up to date.
@@ -23,7 +23,22 @@ pub struct Planner {
     interfaces: BTreeSet<IpAddr>,
     wanted: BTreeMap<ObjectName, Vec<Wanted>>,
     claims: BTreeSet<Claim>,
+    conflicts: BTreeSet<Conflict>,
+    new_conflicts: Vec<Conflict>,
     ruleset: Ruleset,
+}
+
+/// A frontend that a Service does not get, since another has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Conflict {
+    /// The family of the addresses.
+    pub family: Family,
+    /// Who does not get it.
+    pub loser: PortKey,
+    /// The frontend.
+    pub frontend: Frontend,
+    /// Who has it.
+    pub owner: PortKey,
 }
 
 /// What a Service asks for in one family and port.
@@ -42,6 +57,8 @@ type Place = (Family, Option<IpAddr>, Protocol, u16);
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Claim {
     place: Place,
+    /// A cluster IP is given by the API server to one Service alone.
+    is_foreign: bool,
     created: i64,
     key: PortKey,
 }
@@ -55,6 +72,8 @@ impl Planner {
             interfaces: BTreeSet::new(),
             wanted: BTreeMap::new(),
             claims: BTreeSet::new(),
+            conflicts: BTreeSet::new(),
+            new_conflicts: Vec::new(),
             ruleset: Ruleset::default(),
         }
     }
@@ -67,6 +86,16 @@ impl Planner {
     /// The plan as of the last update.
     pub fn ruleset(&self) -> &Ruleset {
         &self.ruleset
+    }
+
+    /// All frontends that are left out, since another Service has the address and port.
+    pub fn conflicts(&self) -> &BTreeSet<Conflict> {
+        &self.conflicts
+    }
+
+    /// Those that came since the last call.
+    pub fn take_new_conflicts(&mut self) -> Vec<Conflict> {
+        std::mem::take(&mut self.new_conflicts)
     }
 
     /// Sets the addresses on this node's interfaces: the next update goes by them.
@@ -87,6 +116,9 @@ impl Planner {
         let context = Context {
             node: index.this_node().to_owned(),
             zone: index.node().and_then(|node| node.zone.clone()),
+            node_ips: (Family::ALL.into_iter())
+                .filter_map(|family| self.settings.node_address(family, index.node()))
+                .collect(),
             masquerade_all: self.settings.masquerade_all,
         };
         let all_of_them = self.context != context;
@@ -144,12 +176,18 @@ impl Planner {
 
     /// Gives a service port the places to which it has the best claim.
     fn settle(&mut self, family: Family, key: PortKey) -> Option<Change> {
-        let after = (self.wanted.get(key.name.service()))
-            .and_then(|all| {
-                all.iter()
-                    .find(|wanted| (wanted.family, &wanted.key) == (family, &key))
-            })
-            .and_then(|wanted| self.granted(wanted));
+        let wanted = (self.wanted.get(key.name.service())).and_then(|all| {
+            all.iter()
+                .find(|wanted| (wanted.family, &wanted.key) == (family, &key))
+        });
+        let (after, refused) = wanted.map_or_else(Default::default, |wanted| self.granted(wanted));
+        let is_known = |conflict: &Conflict| (conflict.family, &conflict.loser) == (family, &key);
+        if !refused.is_empty() || self.conflicts.iter().any(is_known) {
+            let known: BTreeSet<_> = self.conflicts.extract_if(.., |c| is_known(c)).collect();
+            let new = refused.iter().filter(|conflict| !known.contains(conflict));
+            self.new_conflicts.extend(new.cloned());
+            self.conflicts.extend(refused);
+        }
         let ports = &mut self.ruleset.family_mut(family).ports;
         let before = match &after {
             Some(port) if ports.get(&key) == Some(port) => return None,
@@ -159,35 +197,39 @@ impl Planner {
         (before.is_some() || after.is_some()).then_some(Change { key, before, after })
     }
 
-    /// The service port less the frontends that another has; `None` where none is left.
-    fn granted(&self, wanted: &Wanted) -> Option<Arc<ServicePort>> {
+    /// The service port less the frontends that another has, and these; `None` where none is left.
+    fn granted(&self, wanted: &Wanted) -> (Option<Arc<ServicePort>>, Vec<Conflict>) {
         let owner = |frontend: &Frontend| claimants(&self.claims, place(wanted, frontend)).next();
         let refused: Vec<_> = (wanted.port.frontends.iter())
             .filter_map(|frontend| {
                 let (_, owner) = owner(frontend).filter(|(_, key)| *key != wanted.key)?;
-                Some((frontend, owner))
+                Some(Conflict {
+                    family: wanted.family,
+                    loser: wanted.key.clone(),
+                    frontend: frontend.clone(),
+                    owner,
+                })
             })
             .collect();
         if refused.is_empty() {
-            return Some(wanted.port.clone());
-        }
-        for (frontend, owner) in &refused {
-            tracing::warn!(
-                service = %wanted.key, at = ?frontend.at, port = frontend.port, owner = %owner,
-                "frontend left out: an older Service has the same address and port"
-            );
+            return (Some(wanted.port.clone()), refused);
         }
         let left: Vec<_> = (wanted.port.frontends.iter())
-            .filter(|frontend| !refused.iter().any(|(other, _)| other == frontend))
+            .filter(|frontend| {
+                !refused
+                    .iter()
+                    .any(|conflict| conflict.frontend == **frontend)
+            })
             .cloned()
             .collect();
-        (!left.is_empty()).then(|| {
+        let port = (!left.is_empty()).then(|| {
             ServicePort {
                 frontends: left,
                 ..(*wanted.port).clone()
             }
             .into()
-        })
+        });
+        (port, refused)
     }
 }
 
@@ -216,6 +258,7 @@ fn place(wanted: &Wanted, frontend: &Frontend) -> Place {
 fn claims(wanted: &Wanted) -> impl Iterator<Item = Claim> {
     wanted.port.frontends.iter().map(|frontend| Claim {
         place: place(wanted, frontend),
+        is_foreign: !matches!(frontend.at, At::ClusterIp(_)),
         created: wanted.created,
         key: wanted.key.clone(),
     })
@@ -228,6 +271,7 @@ fn claimants(
 ) -> impl Iterator<Item = (Family, PortKey)> + use<'_> {
     let first = Claim {
         place,
+        is_foreign: false,
         created: i64::MIN,
         key: PortKey {
             name: Default::default(),

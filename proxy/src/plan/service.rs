@@ -1,8 +1,10 @@
 //! Owns the plan of one Service: a pure function of it, its slices, and what is known of this node.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use hostnet::vocab::Family;
+use hostnet::vocab::{Family, Subnet};
 
 use super::endpoints::{Target, Views};
 use super::{At, Frontend, Masquerade, PortKey, PortName, ServicePort, Verdict, View};
@@ -15,6 +17,8 @@ pub(super) struct Context {
     pub(super) node: String,
     /// Its zone.
     pub(super) zone: Option<String>,
+    /// Its own addresses, one of each family.
+    pub(super) node_ips: Vec<IpAddr>,
     /// Masquerade all connections to cluster IPs.
     pub(super) masquerade_all: bool,
 }
@@ -30,13 +34,11 @@ pub(super) fn plan(name: &ObjectName, entry: &Entry, context: &Context) -> Vec<W
     };
     let mut wanted: Vec<Wanted> = Vec::new();
     for family in Family::ALL {
-        let cluster_ips: Vec<_> = service
-            .cluster_ips
-            .iter()
-            .copied()
-            .filter(|ip| Family::of(*ip) == family)
-            .collect();
-        for port in service.ports.iter().filter(|_| !cluster_ips.is_empty()) {
+        // A family in which it has no cluster IP is not its own, whatever other addresses say.
+        if of_family(&service.cluster_ips, family).next().is_none() {
+            continue;
+        }
+        for port in &service.ports {
             let target = Target {
                 family,
                 port_name: &port.name,
@@ -45,7 +47,7 @@ pub(super) fn plan(name: &ObjectName, entry: &Entry, context: &Context) -> Vec<W
                 zone: context.zone.as_deref(),
             };
             let views = Views::choose(entry.slices.values(), target);
-            let planned = plan_port(service, port, &cluster_ips, views, context);
+            let planned = plan_port(service, port, family, views, context);
             wanted.push((family, key(name, port), planned));
         }
     }
@@ -63,46 +65,11 @@ fn key(name: &ObjectName, port: &Port) -> PortKey {
 fn plan_port(
     service: &Service,
     port: &Port,
-    cluster_ips: &[IpAddr],
+    family: Family,
     views: Views,
     context: &Context,
 ) -> ServicePort {
-    let cluster = verdict(View::Cluster, &views);
-    let local = verdict(View::Local, &views);
-    let internal = if service.internal_local {
-        local
-    } else {
-        cluster
-    };
-    let cluster_ips = cluster_ips.iter().map(|ip| Frontend {
-        at: At::ClusterIp(*ip),
-        port: port.port,
-        inside: internal,
-        outside: internal,
-        masquerade: if context.masquerade_all {
-            Masquerade::Always
-        } else {
-            Masquerade::NotPods
-        },
-    });
-    // Pods and this node are never bound to the external policy: for them, going straight to any
-    // endpoint is what a load balancer would do, only shorter.
-    let node_port = port.node_port.map(|number| Frontend {
-        at: At::NodePort,
-        port: number,
-        inside: cluster,
-        outside: if service.external_local {
-            local
-        } else {
-            cluster
-        },
-        masquerade: if service.external_local {
-            Masquerade::ThisNode
-        } else {
-            Masquerade::Always
-        },
-    });
-    let mut frontends: Vec<_> = cluster_ips.chain(node_port).collect();
+    let mut frontends = frontends(service, port, family, &views, context);
     frontends.sort();
     let uses = |view| {
         frontends
@@ -121,8 +88,95 @@ fn plan_port(
             Default::default()
         },
         affinity: service.affinity,
+        serving: views.serving,
         frontends,
     }
+}
+
+fn of_family(addresses: &[IpAddr], family: Family) -> impl Iterator<Item = IpAddr> {
+    (addresses.iter().copied()).filter(move |ip| Family::of(*ip) == family)
+}
+
+/// All frontends of a port, each address once: what else it is named does not make a cluster IP another
+/// thing, and a load balancer's address keeps its guard.
+fn frontends(
+    service: &Service,
+    port: &Port,
+    family: Family,
+    views: &Views,
+    context: &Context,
+) -> Vec<Frontend> {
+    let cluster = verdict(View::Cluster, views);
+    let local = verdict(View::Local, views);
+    let internal = if service.internal_local {
+        local
+    } else {
+        cluster
+    };
+    let cluster_ips = of_family(&service.cluster_ips, family).map(|ip| Frontend {
+        at: At::ClusterIp(ip),
+        port: port.port,
+        inside: internal,
+        outside: internal,
+        masquerade: if context.masquerade_all {
+            Masquerade::Always
+        } else {
+            Masquerade::NotPods
+        },
+        sources: None,
+    });
+    // Pods and this node are never bound to the external policy: for them, going straight to any
+    // endpoint is what a load balancer would do, only shorter.
+    let external = |at: At, port: u16, sources: Option<Arc<[Subnet]>>| Frontend {
+        at,
+        port,
+        inside: cluster,
+        outside: if service.external_local {
+            local
+        } else {
+            cluster
+        },
+        masquerade: if service.external_local {
+            Masquerade::ThisNode
+        } else {
+            Masquerade::Always
+        },
+        sources,
+    };
+    let load_balancers = of_family(&service.load_balancer_ips, family).map(|ip| {
+        let sources = sources(service, ip, context);
+        external(At::LoadBalancer(ip), port.port, sources)
+    });
+    let external_ips = of_family(&service.external_ips, family)
+        .map(|ip| external(At::ExternalIp(ip), port.port, None));
+    let node_port = (port.node_port).map(|number| external(At::NodePort, number, None));
+
+    let mut seen = BTreeSet::new();
+    (cluster_ips.chain(load_balancers).chain(external_ips))
+        .filter(|frontend| seen.insert(frontend.at.address()))
+        .chain(node_port)
+        .collect()
+}
+
+/// Who may come in by a load balancer's address. Ranges of the other family say nothing about this one.
+fn sources(service: &Service, at: IpAddr, context: &Context) -> Option<Arc<[Subnet]>> {
+    let family = Family::of(at);
+    let mut networks: BTreeSet<_> = (service.source_ranges.iter().copied())
+        .filter(|network| network.family() == family)
+        .collect();
+    if networks.is_empty() {
+        return None;
+    }
+    // Where the address is on an interface of this node, the node's own packets to it come from it.
+    let is_allowed = |ip: &IpAddr| networks.iter().any(|network| network.contains(*ip));
+    if context.node_ips.iter().any(is_allowed) {
+        networks.insert(Subnet::host(at));
+    }
+    let outermost = |network: &&Subnet| {
+        let holds = |other: &Subnet| other != *network && other.contains_subnet(**network);
+        !networks.iter().any(holds)
+    };
+    Some(networks.iter().filter(outermost).copied().collect())
 }
 
 fn verdict(view: View, views: &Views) -> Verdict {

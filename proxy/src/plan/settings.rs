@@ -21,6 +21,15 @@ pub struct Settings {
     pub masquerade_all: bool,
 }
 
+impl Settings {
+    /// This node's primary address of a family.
+    pub(super) fn node_address(&self, family: Family, node: Option<&Node>) -> Option<IpAddr> {
+        (self.node_ip)
+            .filter(|address| Family::of(*address) == family)
+            .or_else(|| node.and_then(|node| node.primary(family)))
+    }
+}
+
 /// How pods' packets are told from others (kube-proxy's `detectLocalMode`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DetectLocal {
@@ -31,6 +40,8 @@ pub enum DetectLocal {
     ClusterCidr(Vec<Subnet>),
     /// The source lies in one of this Node's pod networks (`spec.podCIDRs`).
     NodeCidr,
+    /// They come in by the interface of this name, or one whose name begins so where it ends in `*`.
+    Interface(Box<str>),
 }
 
 /// Where node ports answer (kube-proxy's `nodePortAddresses`).
@@ -66,6 +77,7 @@ pub(super) fn node_rules(
 
 fn pod_traffic(detect: &DetectLocal, family: Family, node: Option<&Node>) -> PodTraffic {
     let networks: &[Subnet] = match detect {
+        DetectLocal::Interface(name) => return PodTraffic::Interface(name.clone()),
         DetectLocal::Nothing => &[],
         DetectLocal::ClusterCidr(networks) => networks,
         DetectLocal::NodeCidr => node.map_or(&[], |node| &node.pod_cidrs),
@@ -89,11 +101,7 @@ fn node_ports(
     interfaces: &BTreeSet<IpAddr>,
 ) -> BTreeSet<IpAddr> {
     match &settings.node_port_addresses {
-        NodePortAddresses::Primary => (settings.node_ip)
-            .filter(|address| Family::of(*address) == family)
-            .or_else(|| node.and_then(|node| node.primary(family)))
-            .into_iter()
-            .collect(),
+        NodePortAddresses::Primary => settings.node_address(family, node).into_iter().collect(),
         NodePortAddresses::In(networks) => {
             let mut networks = networks
                 .iter()

@@ -35,6 +35,7 @@ impl fmt::Display for NodeRules {
         match &self.pods {
             PodTraffic::Unknown => f.write_str("pods unknown")?,
             PodTraffic::From(networks) => write!(f, "pods from {}", list(networks))?,
+            PodTraffic::Interface(name) => write!(f, "pods by {name}")?,
         }
         if self.node_ports.is_empty() {
             f.write_str(", node ports nowhere")
@@ -50,6 +51,7 @@ impl fmt::Display for Settings {
             DetectLocal::Nothing => f.write_str("pods unknown")?,
             DetectLocal::ClusterCidr(networks) => write!(f, "pods from {}", list(networks))?,
             DetectLocal::NodeCidr => f.write_str("pods from the Node's networks")?,
+            DetectLocal::Interface(name) => write!(f, "pods by {name}")?,
         }
         match (&self.node_port_addresses, self.node_ip) {
             (NodePortAddresses::In(networks), _) => {
@@ -88,6 +90,10 @@ impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.at {
             At::ClusterIp(address) => write!(f, "cluster IP {}", socket(address, self.port))?,
+            At::LoadBalancer(address) => {
+                write!(f, "load balancer {}", socket(address, self.port))?;
+            }
+            At::ExternalIp(address) => write!(f, "external IP {}", socket(address, self.port))?,
             At::NodePort => write!(f, "node port {}", self.port)?,
         }
         if self.inside == self.outside {
@@ -99,7 +105,11 @@ impl fmt::Display for Frontend {
                 self.inside, self.outside
             )?;
         }
-        write!(f, ", masquerade {}", self.masquerade)
+        write!(f, ", masquerade {}", self.masquerade)?;
+        match &self.sources {
+            Some(networks) => write!(f, ", only from {}", list(networks.iter())),
+            None => Ok(()),
+        }
     }
 }
 

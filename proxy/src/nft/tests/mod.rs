@@ -3,4 +3,5 @@
 mod listing;
 mod model;
 mod packets;
+mod table;
 mod world;

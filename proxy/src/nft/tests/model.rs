@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use hostnet::nft::{Changes, Data, Key, Op, Proto, Table, Verdict as NftVerdict, model::replay};
-use hostnet::vocab::Family;
+use hostnet::nft::{
+    Changes, Data, Datum, Expr, Key, Op, Proto, Rule, Table, Verdict as NftVerdict, model::replay,
+};
+use hostnet::vocab::{Family, Subnet};
 use proptest::prelude::*;
 
+use super::super::affinity::is_chain;
 use super::super::diff::State;
-use super::super::layout::{Balancer, Map};
+use super::super::layout::{Balancer, GUARD, GUARD_INSIDE, Map};
 use crate::plan::{
     At, Change, Endpoint, FamilyDelta, FamilyRuleset, Frontend, Masquerade, NodeRules, PodTraffic,
     PortKey, PortName, Protocol, ServicePort, Verdict, View,
@@ -42,7 +46,8 @@ fn key(n: u8) -> PortKey {
     }
 }
 
-/// Service port number `n`, at a cluster IP of its own and perhaps at a node port.
+/// Service port number `n`, at a cluster IP of its own, and perhaps at a node port and at a load balancer's
+/// address with a guard or without.
 fn port(n: u8) -> impl Strategy<Value = Arc<ServicePort>> {
     let members = prop::collection::btree_set(0..9_u8, 0..6);
     let masquerade = prop_oneof![
@@ -50,8 +55,14 @@ fn port(n: u8) -> impl Strategy<Value = Arc<ServicePort>> {
         Just(Masquerade::NotPods),
         Just(Masquerade::ThisNode),
     ];
-    (members, any::<bool>(), any::<bool>(), masquerade).prop_map(
-        move |(members, node_port, is_local, masquerade)| {
+    let affinity = prop_oneof![
+        3 => Just(None),
+        1 => Just(NonZeroU32::new(10)),
+        1 => Just(NonZeroU32::new(20)),
+    ];
+    let balancer = prop::option::of(prop::collection::btree_set(0..3_u8, 0..3));
+    (members, any::<[bool; 2]>(), masquerade, affinity, balancer).prop_map(
+        move |(members, [node_port, is_local], masquerade, affinity, balancer)| {
             let cluster = endpoints(members.iter().copied());
             let local: Arc<[_]> = cluster.iter().filter(|e| e.local).copied().collect();
             let of = |list: &[Endpoint], view| match (cluster.is_empty(), list.is_empty()) {
@@ -65,29 +76,37 @@ fn port(n: u8) -> impl Strategy<Value = Arc<ServicePort>> {
             } else {
                 inside
             };
-            let mut frontends = vec![Frontend {
-                at: At::ClusterIp(IpAddr::from([10, 96, 0, n])),
-                port: 443,
+            let external = |at, port, sources| Frontend {
+                at,
+                port,
                 inside,
+                outside,
+                masquerade,
+                sources,
+            };
+            let mut frontends = vec![Frontend {
                 outside: inside,
                 masquerade: Masquerade::NotPods,
+                ..external(At::ClusterIp(IpAddr::from([10, 96, 0, n])), 443, None)
             }];
+            if let Some(ranges) = balancer {
+                let range = |n| format!("192.168.{n}.0/24").parse().unwrap();
+                let sources: Arc<[Subnet]> = ranges.into_iter().map(range).collect();
+                let sources = (!sources.is_empty()).then_some(sources);
+                let at = At::LoadBalancer(IpAddr::from([172, 16, 0, n]));
+                frontends.push(external(at, 443, sources));
+            }
             if node_port {
                 let port = 30_000 + u16::from(n / 2);
-                frontends.push(Frontend {
-                    at: At::NodePort,
-                    port,
-                    inside,
-                    outside,
-                    masquerade,
-                });
+                frontends.push(external(At::NodePort, port, None));
             }
             let local = if is_local { local } else { Arc::default() };
             Arc::new(ServicePort {
                 frontends,
                 cluster,
                 local,
-                affinity: None,
+                affinity,
+                ..ServicePort::default()
             })
         },
     )
@@ -168,36 +187,99 @@ impl Sim {
     }
 }
 
-/// The endpoints at which a packet can end that reads the entrances of one table and the slots of another.
-/// Panics where a slot is missing.
-fn reachable(entrances: &Table, slots: &Table) -> BTreeMap<(Map, Key), Vec<Key>> {
+/// The endpoints at which a packet can end that reads the entrances of one table and the rest of another, by
+/// entrance (and source, where only some may come in). Panics where one leads nowhere.
+fn reachable(entrances: &Table, rest: &Table) -> BTreeMap<(Map, String), Vec<Key>> {
     let mut reachable = BTreeMap::new();
-    for map in Map::ALL.into_iter().filter(|map| map.is_entrance()) {
-        for (key, element) in &entrances.sets[map.name()].elements {
-            let Some(Data::Verdict(NftVerdict::Goto(chain))) = &element.data else {
+    let is_source = |map: &Map| matches!(map, Map::Sources | Map::SourcesInside);
+    let entrances_of = Map::ALL
+        .into_iter()
+        .filter(|map| map.is_entrance() && !is_source(map));
+    for map in entrances_of {
+        let set = &entrances.sets[map.name()];
+        for (key, element) in &set.elements {
+            let Some(Data::Verdict(verdict)) = &element.data else {
                 continue;
             };
-            let Some(balancer) = Balancer::by_name(chain) else {
-                continue;
-            };
-            let rules = slots.chains.get(chain).map(|chain| &*chain.rules);
-            assert_eq!(rules, Some(&*balancer.chain(V4).rules), "{chain}");
-            let decl = &entrances.sets[map.name()].decl;
-            let target = &slots.sets[balancer.map().name()];
-            let ends = (0..balancer.endpoints).map(|slot| {
-                let at = slot_key(&decl.key.decode(key).unwrap(), slot);
-                match target.elements.get(&at).map(|element| &element.data) {
-                    Some(Some(Data::Value(end))) => end.clone(),
-                    _ => panic!("no slot {slot} for {}", decl.key.show(key)),
+            let at = set.decl.key.show(key).to_string();
+            let frontend = set.decl.key.decode(key).unwrap();
+            let guarded = match verdict {
+                NftVerdict::Goto(chain) if **chain == *GUARD => Map::Sources,
+                NftVerdict::Goto(chain) if **chain == *GUARD_INSIDE => Map::SourcesInside,
+                _ => {
+                    reachable.insert((map, at), ends(verdict, &frontend, rest));
+                    continue;
                 }
-            });
-            reachable.insert((map, key.clone()), ends.collect());
+            };
+            let sources = &rest.sets[guarded.name()];
+            for (source, element) in &sources.elements {
+                let source = sources.decl.key.show(source).to_string();
+                if let (true, Some(Data::Verdict(verdict))) =
+                    (source.starts_with(&format!("{at} . ")), &element.data)
+                {
+                    reachable.insert((guarded, source), ends(verdict, &frontend, rest));
+                }
+            }
         }
     }
+    reachable.retain(|_, ends| !ends.is_empty());
     reachable
 }
 
-fn slot_key(frontend: &[hostnet::nft::Datum], slot: u32) -> Key {
+/// Where a verdict sends the packets of a frontend.
+fn ends(verdict: &NftVerdict, frontend: &[Datum], table: &Table) -> Vec<Key> {
+    let NftVerdict::Goto(chain) = verdict else {
+        return Vec::new();
+    };
+    let rules = &table.chains[chain].rules;
+    if let Some(balancer) = Balancer::by_name(chain) {
+        assert_eq!(*rules, balancer.chain(V4).rules, "{chain}");
+        let target = &table.sets[balancer.map().name()];
+        let end = |slot| match target.elements.get(&slot_key(frontend, slot)) {
+            Some(element) => match &element.data {
+                Some(Data::Value(end)) => end.clone(),
+                other => panic!("{other:?}"),
+            },
+            None => panic!("no slot {slot} for {frontend:?}"),
+        };
+        return (0..balancer.endpoints).map(end).collect();
+    }
+    if !is_chain(chain) {
+        return Vec::new();
+    }
+    // Half of a choice's rules ask for clients that are known, the other half pick.
+    let (known, picks) = rules.split_at(rules.len() / 2);
+    let to =
+        |rules: &[Rule]| -> Vec<Key> { rules.iter().map(|rule| sent_to(rule, table)).collect() };
+    assert_eq!(to(known), to(picks), "{chain}");
+    assert!(matches!(
+        picks.last().unwrap().exprs[..],
+        [Expr::Verdict(_)]
+    ));
+    to(picks)
+}
+
+/// The endpoint to which the rule's chain sends.
+fn sent_to(rule: &Rule, table: &Table) -> Key {
+    let Some(Expr::Verdict(NftVerdict::Goto(chain))) = rule.exprs.last() else {
+        panic!("{rule:?}");
+    };
+    let exprs = table.chains[chain]
+        .rules
+        .iter()
+        .flat_map(|rule| &rule.exprs);
+    let values: Vec<&[u8]> = exprs
+        .filter_map(|expr| match expr {
+            Expr::Immediate { value, .. } => Some(&**value),
+            _ => None,
+        })
+        .collect();
+    let (address, port): ([u8; 4], [u8; 2]) =
+        (values[0].try_into().unwrap(), values[1].try_into().unwrap());
+    Key::from((IpAddr::from(address), u16::from_be_bytes(port)))
+}
+
+fn slot_key(frontend: &[Datum], slot: u32) -> Key {
     match frontend.to_vec().as_slice() {
         [addr, proto, port] => Key::from((addr.clone(), proto.clone(), port.clone(), slot)),
         [proto, port] => Key::from((proto.clone(), port.clone(), slot)),
@@ -264,10 +346,18 @@ proptest! {
             let halfway = reachable(&before, &sim.table);
             let old = reachable(&before, &before);
             let new = reachable(&sim.table, &sim.table);
+            // All frontends of a port with affinity share its chain, those that have just gone too.
+            let shared: Vec<Key> = (sim.rules.ports.values())
+                .filter(|port| port.affinity.is_some())
+                .flat_map(|port| port.cluster.iter().chain(port.local.iter()))
+                .map(|endpoint| Key::from((endpoint.address, endpoint.port)))
+                .collect();
             for (at, ends) in halfway {
-                // The frontend may have got one view for all, or one for those inside.
-                let is_new = |end: &Key| new.iter().any(|(to, ends)| to.1 == at.1 && ends.contains(end));
-                let allowed = |end: &Key| old[&at].contains(end) || is_new(end);
+                // The frontend may have got one view for all, or one for those inside, or a guard.
+                let frontend = at.1.split(" . ").take(3).collect::<Vec<_>>().join(" . ");
+                let allowed = |end: &Key| [&old, &new].into_iter().flatten().any(|(to, ends)| {
+                    to.1.starts_with(&frontend) && ends.contains(end)
+                }) || shared.contains(end);
                 prop_assert!(ends.iter().all(allowed), "{:?}: {:?}", at, ends);
             }
             if finish {
@@ -320,6 +410,7 @@ fn one_service(numbers: impl IntoIterator<Item = u8>) -> FamilyRuleset {
         inside: verdict,
         outside: verdict,
         masquerade: Masquerade::NotPods,
+        sources: None,
     };
     let port = ServicePort {
         frontends: vec![frontend],

@@ -2,17 +2,19 @@
 //! one plan to the next.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hostnet::nft::Monitor;
-use hostnet::testkit::{Ns, ask_tcp, wait_for};
+use hostnet::testkit::{Ns, ask_tcp, ask_tcp_from, wait_for};
 use hostnet::vocab::Family;
 
+use super::super::NftBackend;
 use super::world::{NODE_PORT, Service, World, ask};
 use crate::backend::{Applied, Backend};
-use crate::plan::{Delta, PortKey, PortName, Protocol, Ruleset};
+use crate::plan::{Delta, Endpoint, PortKey, PortName, Protocol, Ruleset};
 
 fn for_both_families(check: impl Fn(World)) {
     for family in Family::ALL {
@@ -92,6 +94,115 @@ fn connections_spread_evenly() {
         "{counts:?}"
     );
     assert_eq!(counts.len(), 2);
+}
+
+/// The servers that these clients reach, each at both addresses of the service, twice: one and the same.
+fn choices(world: &World, clients: &[IpAddr]) -> Vec<String> {
+    clients
+        .iter()
+        .map(|client| {
+            let mut servers: Vec<String> = [world.vip(), world.node_port()]
+                .iter()
+                .cycle()
+                .take(4)
+                .map(|target| {
+                    let answer = ask_tcp_from(&world.client, Some(*client), target);
+                    answer
+                        .unwrap_or_else(|e| panic!("{client} → {target}: {e}"))
+                        .server
+                })
+                .collect();
+            servers.dedup();
+            assert_eq!(servers.len(), 1, "{client} changed its server");
+            servers.remove(0)
+        })
+        .collect()
+}
+
+#[test]
+fn a_client_stays_with_its_endpoint() {
+    for_both_families(|world| {
+        let length = match world.family {
+            Family::V4 => 24,
+            Family::V6 => 64,
+        };
+        let clients: Vec<IpAddr> = (101..133)
+            .map(|n| world.at(&format!("outside.{n}")))
+            .collect();
+        for client in &clients {
+            world.client.addr("eth0", &format!("{client}/{length}"));
+        }
+        let (a, b) = (world.endpoint(11), world.endpoint(12));
+        let plan =
+            |endpoints: &[Endpoint]| world.plan([Service::tcp(endpoints.to_vec()).affinity(100)]);
+        let mut backend = world.backend();
+        backend.replace(&plan(&[a, b])).unwrap();
+        let first = choices(&world, &clients);
+        // All at one: chance does that once in two billion runs.
+        assert!(
+            first.contains(&"a".into()) && first.contains(&"b".into()),
+            "{first:?}"
+        );
+
+        // A restart finds everything as it is; what others flushed of the rules comes back without the choices lost.
+        let mut backend = world.backend();
+        assert_eq!(backend.replace(&plan(&[a, b])).unwrap(), Applied::default());
+        assert_eq!(choices(&world, &clients), first);
+
+        // Those of `a` move to `b` when `a` goes. Those of `b` stay, also when `a` is back.
+        let step = |backend: &mut NftBackend, old: &[Endpoint], new: &[Endpoint]| {
+            backend
+                .update(&Delta::between(&plan(old), &plan(new)))
+                .unwrap();
+        };
+        step(&mut backend, &[a, b], &[b]);
+        assert!(choices(&world, &clients).iter().all(|server| server == "b"));
+        backend.tick().unwrap();
+        backend.tick().unwrap();
+        step(&mut backend, &[b], &[a, b]);
+        assert!(choices(&world, &clients).iter().all(|server| server == "b"));
+
+        // What `nft` lists, it loads again; and there is nothing left when the service is gone.
+        let listing = world.node.sh("nft", &["list", "ruleset"]);
+        let copy = Ns::new("copy");
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(listing.as_bytes()).unwrap();
+        copy.sh("nft", &["-f", file.path().to_str().unwrap()]);
+        let mut again = copy.run(NftBackend::open).unwrap();
+        assert_eq!(again.replace(&plan(&[a, b])).unwrap(), Applied::default());
+        backend
+            .update(&Delta::between(&plan(&[a, b]), &world.plan([])))
+            .unwrap();
+        backend.tick().unwrap();
+        assert!(!backend.tick().unwrap().unfinished);
+        let fresh = Ns::new("fresh");
+        fresh
+            .run(NftBackend::open)
+            .unwrap()
+            .replace(&world.plan([]))
+            .unwrap();
+        let listing = world.node.sh("nft", &["list", "ruleset"]);
+        assert_eq!(listing, fresh.sh("nft", &["list", "ruleset"]));
+    });
+}
+
+#[test]
+fn a_choice_is_forgotten_after_its_time() {
+    let world = World::new(Family::V4);
+    let endpoints = [world.endpoint(11), world.endpoint(12)];
+    let plan = world.plan([Service::tcp(endpoints).affinity(1)]);
+    world.backend().replace(&plan).unwrap();
+    let ask = || ask_tcp(&world.client, &world.vip()).unwrap().server;
+    let first = ask();
+    // Each time it is forgotten, and chosen anew, it is another one half of the time.
+    let forgotten = || {
+        let sets = world.node.sh("nft", &["list", "sets", "ip"]);
+        (!sets.contains("192.168.1.100")).then_some(())
+    };
+    wait_for("another choice", Duration::from_secs(60), || {
+        wait_for("a forgotten choice", Duration::from_secs(10), forgotten);
+        (ask() != first).then_some(())
+    });
 }
 
 #[test]

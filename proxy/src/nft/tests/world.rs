@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use hostnet::netlink::link::{self, Bridge, BridgePort, NewLink};
@@ -154,6 +155,8 @@ pub(super) struct Service {
     pub(super) endpoints: Vec<Endpoint>,
     /// `externalTrafficPolicy: Local`, with these endpoints on this node.
     pub(super) local: Option<Vec<Endpoint>>,
+    /// `sessionAffinity: ClientIP`, for so many seconds.
+    pub(super) affinity: Option<NonZeroU32>,
 }
 
 impl Service {
@@ -163,6 +166,7 @@ impl Service {
             protocol: Protocol::Tcp,
             endpoints,
             local: None,
+            affinity: None,
         }
     }
 
@@ -176,6 +180,13 @@ impl Service {
     pub(super) fn local(self, endpoints: impl IntoIterator<Item = Endpoint>) -> Service {
         Service {
             local: Some(endpoints.into_iter().collect()),
+            ..self
+        }
+    }
+
+    pub(super) fn affinity(self, seconds: u32) -> Service {
+        Service {
+            affinity: NonZeroU32::new(seconds),
             ..self
         }
     }
@@ -201,6 +212,7 @@ impl Service {
             inside,
             outside: inside,
             masquerade: Masquerade::NotPods,
+            sources: None,
         };
         let node_port = Frontend {
             at: At::NodePort,
@@ -212,12 +224,14 @@ impl Service {
             } else {
                 Masquerade::Always
             },
+            sources: None,
         };
         let port = ServicePort {
             frontends: vec![cluster_ip, node_port],
             cluster: self.endpoints.into(),
             local: self.local.unwrap_or_default().into(),
-            affinity: None,
+            affinity: self.affinity,
+            serving: Arc::default(),
         };
         (key, Arc::new(port))
     }
@@ -238,6 +252,8 @@ fn address(family: Family, what: &str) -> IpAddr {
     match (family, network) {
         (Family::V4, "outside") => IpAddr::from([192, 168, 1, host as u8]),
         (Family::V4, "pods") => IpAddr::from([10, 244, 0, host as u8]),
+        (Family::V4, "far") => IpAddr::from([10, 244, 1, host as u8]),
+        (Family::V6, "far") => IpAddr::from([0xfd00, 0x244, 0, 1, 0, 0, 0, host]),
         (Family::V4, "services") => IpAddr::from([10, 96, 0, host as u8]),
         (Family::V6, "outside") => IpAddr::from([0xfd00, 1, 0, 0, 0, 0, 0, host]),
         (Family::V6, "pods") => IpAddr::from([0xfd00, 0x244, 0, 0, 0, 0, 0, host]),

@@ -1,7 +1,7 @@
 //! The Service contract, row by row: what is in the API, and what the plan makes of it on k8s-node-2.
 
 use crate::fixtures;
-use crate::plan::Settings;
+use crate::plan::{Planner, Settings};
 
 const READY: &str = "{ready: true, serving: true, terminating: false}";
 const STOPPING: &str = "{ready: false, serving: true, terminating: true}";
@@ -468,4 +468,116 @@ fn the_older_of_two_services_has_a_node_port_that_both_claim() {
         cluster IP 10.96.1.2:80 -> reject, masquerade all but pods
         node port 30080 -> reject, masquerade all",
     );
+}
+
+/// The same Service with addresses outside the cluster.
+fn external(spec: &str, status: &str) -> String {
+    service(spec).replace(
+        "\n---",
+        &format!("\nstatus: {{loadBalancer: {{ingress: [{status}]}}}}\n---"),
+    )
+}
+
+#[test]
+fn load_balancers_and_external_addresses() {
+    let both = slice(
+        "a",
+        &[on(1, "10.244.1.1", READY), on(2, "10.244.3.1", READY)],
+    );
+    // A host name and a proxying balancer have no rule; an address that is there twice is guarded if either is.
+    let status = "{ip: 172.16.0.1}, {ip: 172.16.0.2, ipMode: VIP}, {ip: 172.16.0.3, ipMode: Proxy}, \
+                  {hostname: lb.example}, {ip: 127.0.0.1}, {ip: 'fd00::1'}";
+    let spec = "type: LoadBalancer, externalTrafficPolicy: Local, externalIPs: [172.16.0.2, 172.16.0.9, '', 10.96.1.1], \
+                loadBalancerSourceRanges: [' 10.0.0.0/8', 10.1.0.0/16, 192.0.2.7/24, '::/0']";
+    check(
+        &(external(spec, status) + &both),
+        "
+        shop/web:http/tcp
+        cluster IP 10.96.1.1:80 -> cluster, masquerade all but pods
+        load balancer 172.16.0.1:80 -> cluster from inside, local from outside, masquerade this node, only from 10.0.0.0/8, 192.0.2.0/24
+        load balancer 172.16.0.2:80 -> cluster from inside, local from outside, masquerade this node, only from 10.0.0.0/8, 192.0.2.0/24
+        external IP 172.16.0.9:80 -> cluster from inside, local from outside, masquerade this node
+        node port 30080 -> cluster from inside, local from outside, masquerade this node
+        cluster: 10.244.1.1:8080, 10.244.3.1:8080 (local)
+        local: 10.244.3.1:8080 (local)",
+    );
+}
+
+#[test]
+fn a_node_that_may_come_in_may_also_come_by_the_address_itself() {
+    let node = "kind: Node\nmetadata: {name: k8s-node-2}\nstatus: {addresses: [{type: InternalIP, address: 10.0.0.5}]}\n---\n";
+    let service = external(
+        "loadBalancerSourceRanges: [10.0.0.0/24]",
+        "{ip: 172.16.0.1}",
+    );
+    let mut index = fixtures::index(&format!("{service}{node}"));
+    let plan = fixtures::plan(&mut index, &Settings::default()).to_string();
+    assert!(
+        plan.contains("only from 10.0.0.0/24, 172.16.0.1/32"),
+        "{plan}"
+    );
+}
+
+#[test]
+fn udp_flows_may_go_on_to_all_that_serve() {
+    let slice = slice(
+        "a",
+        &[
+            on(1, "10.244.1.1", READY),
+            on(1, "10.244.1.2", STOPPING),
+            on(1, "10.244.1.3", STOPPED),
+            on(1, "10.244.1.4", NOT_READY),
+        ],
+    );
+    let serving = |protocol: &str| {
+        let udp =
+            |text: &str| text.replace("name: http", &format!("name: http, protocol: {protocol}"));
+        let mut index = fixtures::index(&(udp(&service("type: ClusterIP")) + &udp(&slice)));
+        let plan = fixtures::plan(&mut index, &Settings::default());
+        let port = plan.v4.ports.values().next().unwrap().clone();
+        port.serving
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(serving("UDP"), ["10.244.1.1:8080", "10.244.1.2:8080"]);
+    assert_eq!(serving("TCP"), [""; 0]);
+}
+
+#[test]
+fn a_cluster_ip_belongs_to_its_service_whoever_claims_it() {
+    let of = |name: &str, created: &str, ip: &str, external: &str| {
+        format!(
+            "kind: Service\nmetadata: {{name: {name}, namespace: shop, creationTimestamp: '{created}'}}\n\
+             spec: {{clusterIPs: [{ip}], externalIPs: [{external}], ports: [{{port: 80}}]}}\n---\n"
+        )
+    };
+    let mut index = fixtures::index(
+        &(of(
+            "thief",
+            "2026-01-01T00:00:00Z",
+            "10.96.1.1",
+            "10.96.1.2, 172.16.0.1",
+        ) + &of("owner", "2026-01-02T00:00:00Z", "10.96.1.2", "172.16.0.1")),
+    );
+    let mut planner = Planner::new(Settings::default());
+    let dirty = index.take_dirty();
+    planner.update(&index, &dirty);
+    let told: Vec<String> = (planner.take_new_conflicts().iter())
+        .map(|c| format!("{} not at {:?}, but {}", c.loser, c.frontend.at, c.owner))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "shop/owner/tcp not at ExternalIp(172.16.0.1), but shop/thief/tcp",
+            "shop/thief/tcp not at ExternalIp(10.96.1.2), but shop/owner/tcp",
+        ]
+    );
+    // They are told once, and end with what caused them.
+    fixtures::removes(&of("owner", "", "10.96.1.2", ""))
+        .into_iter()
+        .for_each(|update| index.update(update));
+    let dirty = index.take_dirty();
+    planner.update(&index, &dirty);
+    assert!(planner.take_new_conflicts().is_empty() && planner.conflicts().is_empty());
 }

@@ -1,0 +1,569 @@
+//! The Service contract as packets meet it: who asks (rows), where (columns), and what comes of it, under each
+//! policy and each way to tell pods' packets from others. The expectations stand in the tables; what the plan says
+//! and what a real packet meets in the kernel must both agree with them, for both families.
+//!
+//! Cells: the servers that may answer (`a` runs on this node, `b` on another one), and `+` where the server sees
+//! the node in place of the client; `refuse`, `drop`.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::IpAddr;
+
+use hostnet::testkit::{Ns, ask_tcp_from};
+use hostnet::vocab::{Family, Subnet};
+
+use super::world::{NODE_PORT, World};
+use crate::backend::Backend;
+use crate::fixtures;
+use crate::plan::{
+    At, DetectLocal, FamilyRuleset, Frontend, Masquerade, PodTraffic, ServicePort, Settings,
+    Verdict,
+};
+
+/// Columns: where the Service is asked. `other` is a port of the cluster IP that no Service has.
+const TARGETS: [&str; 5] = ["cluster-ip", "node-port", "balancer", "external", "other"];
+
+/// Rows: who asks. `far` is a pod of another node.
+const CLIENTS: [&str; 5] = ["outside", "far", "pod", "self", "node"];
+
+/// What stays the same for a table.
+struct Scenario {
+    detection: &'static str,
+    /// Fields of the Service's spec, a flow mapping's inside.
+    policy: &'static str,
+    /// Those of `a` and `b` that are ready.
+    endpoints: &'static str,
+}
+
+struct Site {
+    world: World,
+}
+
+/// One packet, as rules see it.
+struct Packet<'a> {
+    ns: &'a Ns,
+    source: IpAddr,
+    interface: Option<&'static str>,
+    address: IpAddr,
+    port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    Answer {
+        servers: BTreeSet<String>,
+        masqueraded: bool,
+    },
+    Refuse,
+    Drop,
+}
+
+impl Outcome {
+    fn parse(cell: &str) -> Outcome {
+        match cell {
+            "refuse" => Outcome::Refuse,
+            "drop" => Outcome::Drop,
+            _ => Outcome::Answer {
+                servers: cell
+                    .trim_end_matches('+')
+                    .chars()
+                    .map(String::from)
+                    .collect(),
+                masqueraded: cell.ends_with('+'),
+            },
+        }
+    }
+}
+
+impl Site {
+    fn new(family: Family) -> Site {
+        let world = World::new(family);
+        // A pod of another node is behind the same cable as the world outside.
+        let length = match family {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        };
+        let far = world.at("far.9");
+        world.client.addr("eth0", &format!("{far}/{length}"));
+        world.node.route(
+            &format!("{far}/{length}"),
+            &world.at("outside.100").to_string(),
+        );
+        Site { world }
+    }
+
+    fn packet(&self, client: &str, target: &str) -> Packet<'_> {
+        let world = &self.world;
+        let (ns, source, interface) = match client {
+            "outside" => (&world.client, "outside.100", Some("eth0")),
+            "far" => (&world.client, "far.9", Some("eth0")),
+            "pod" => (&world.c, "pods.13", Some("cni0")),
+            "self" => (&world.a, "pods.11", Some("cni0")),
+            _ => (&world.node, "outside.1", None),
+        };
+        let (address, port) = match target {
+            "cluster-ip" => ("services.10", 80),
+            "node-port" => ("outside.1", NODE_PORT),
+            "balancer" => ("services.50", 80),
+            "external" => ("services.51", 80),
+            _ => ("services.10", 81),
+        };
+        Packet {
+            ns,
+            source: world.at(source),
+            interface,
+            address: world.at(address),
+            port,
+        }
+    }
+
+    fn objects(&self, policy: &str, endpoints: &str) -> String {
+        let at = |what| self.world.at(what);
+        let endpoints: Vec<String> = (endpoints.chars())
+            .map(|name| match name {
+                'a' => format!("{{addresses: ['{}'], nodeName: k8s-node-2}}", at("pods.11")),
+                _ => format!("{{addresses: ['{}'], nodeName: k8s-node-1}}", at("pods.12")),
+            })
+            .collect();
+        format!(
+            "kind: Service\n\
+             metadata: {{name: web, namespace: shop}}\n\
+             spec: {{clusterIPs: ['{}'], externalIPs: ['{}'], ports: [{{port: 80, nodePort: {NODE_PORT}}}], {policy}}}\n\
+             status: {{loadBalancer: {{ingress: [{{ip: '{}'}}]}}}}\n\
+             ---\n\
+             kind: EndpointSlice\n\
+             metadata: {{name: web-1, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}\n\
+             addressType: {}\n\
+             ports: [{{port: 8080}}]\n\
+             endpoints: [{}]\n\
+             ---\n\
+             kind: Node\n\
+             metadata: {{name: k8s-node-2}}\n\
+             spec: {{podCIDRs: ['{}']}}\n\
+             status: {{addresses: [{{type: InternalIP, address: '{}'}}]}}\n",
+            at("services.10"),
+            at("services.51"),
+            at("services.50"),
+            self.world.family,
+            endpoints.join(", "),
+            self.network("pods"),
+            at("outside.1"),
+        )
+    }
+
+    fn network(&self, name: &str) -> Subnet {
+        let length = match (self.world.family, name) {
+            (Family::V4, "cluster") => 16,
+            (Family::V4, _) => 24,
+            (Family::V6, "cluster") => 32,
+            (Family::V6, _) => 64,
+        };
+        let name = if name == "cluster" { "pods" } else { name };
+        Subnet::new(self.world.at(&format!("{name}.0")), length).unwrap()
+    }
+
+    fn plan(&self, scenario: &Scenario) -> crate::plan::Ruleset {
+        let settings = Settings {
+            detect_local: match scenario.detection {
+                "ClusterCIDR" => DetectLocal::ClusterCidr(vec![self.network("cluster")]),
+                "NodeCIDR" => DetectLocal::NodeCidr,
+                "BridgeInterface" => DetectLocal::Interface("cni0".into()),
+                "InterfaceNamePrefix" => DetectLocal::Interface("cn*".into()),
+                _ => DetectLocal::Nothing,
+            },
+            ..Settings::default()
+        };
+        let policy = scenario
+            .policy
+            .replace("OUTSIDE", &self.network("outside").to_string());
+        let mut index = fixtures::index(&self.objects(&policy, scenario.endpoints));
+        fixtures::plan(&mut index, &settings)
+    }
+
+    /// What a real packet meets.
+    fn ask(&self, packet: &Packet<'_>) -> Outcome {
+        let target = std::net::SocketAddr::new(packet.address, packet.port).to_string();
+        let source = packet.interface.map(|_| packet.source);
+        match ask_tcp_from(packet.ns, source, &target) {
+            Ok(answer) => Outcome::Answer {
+                servers: BTreeSet::from([answer.server]),
+                masqueraded: match answer.source.ip() {
+                    ip if ip == packet.source => false,
+                    ip if ip == self.world.at("pods.1") => true,
+                    other => panic!("{other} was seen, neither client nor node"),
+                },
+            },
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Outcome::Refuse,
+            Err(error) => match error.kind() {
+                ErrorKind::TimedOut | ErrorKind::WouldBlock => Outcome::Drop,
+                // A packet of the node's own is told of by the call itself.
+                ErrorKind::PermissionDenied => Outcome::Drop,
+                _ => panic!("{target}: {error}"),
+            },
+        }
+    }
+}
+
+/// What a plan means for a packet.
+fn model(rules: &FamilyRuleset, packet: &Packet<'_>) -> Outcome {
+    let meets = |at: At| match at.address() {
+        Some(address) => address == packet.address,
+        None => rules.node.node_ports.contains(&packet.address),
+    };
+    let frontends =
+        || (rules.ports.values()).flat_map(|port| port.frontends.iter().map(move |f| (port, f)));
+    let Some((port, frontend)) = frontends().find(|(_, f)| meets(f.at) && f.port == packet.port)
+    else {
+        assert!(frontends().any(|(_, f)| f.at == At::ClusterIp(packet.address)));
+        return Outcome::Refuse;
+    };
+    decide(rules, port, frontend, packet)
+}
+
+fn decide(
+    rules: &FamilyRuleset,
+    port: &ServicePort,
+    frontend: &Frontend,
+    packet: &Packet<'_>,
+) -> Outcome {
+    let is_within = |networks: &[Subnet]| networks.iter().any(|net| net.contains(packet.source));
+    let is_node = packet.interface.is_none();
+    let is_pod = match &rules.node.pods {
+        PodTraffic::Unknown => false,
+        PodTraffic::From(networks) => is_within(networks),
+        PodTraffic::Interface(name) => {
+            packet
+                .interface
+                .is_some_and(|interface| match name.strip_suffix('*') {
+                    Some(prefix) => interface.starts_with(prefix),
+                    None => interface == &**name,
+                })
+        }
+    };
+    if frontend
+        .sources
+        .as_ref()
+        .is_some_and(|networks| !is_within(networks))
+    {
+        return Outcome::Drop;
+    }
+    let verdict = if is_node || is_pod {
+        frontend.inside
+    } else {
+        frontend.outside
+    };
+    let endpoints = match verdict {
+        Verdict::Reject => return Outcome::Refuse,
+        Verdict::Drop => return Outcome::Drop,
+        Verdict::Balance(view) => port.endpoints(view),
+    };
+    let name = |endpoint: &crate::plan::Endpoint| {
+        if endpoint.local {
+            "a".to_owned()
+        } else {
+            "b".to_owned()
+        }
+    };
+    Outcome::Answer {
+        servers: endpoints.iter().map(name).collect(),
+        masqueraded: match frontend.masquerade {
+            Masquerade::Always => true,
+            Masquerade::NotPods => rules.node.pods != PodTraffic::Unknown && (is_node || !is_pod),
+            Masquerade::ThisNode => is_node,
+        },
+    }
+}
+
+/// Runs a table: its header names the columns, each line begins with the client. `.`: not asked.
+#[track_caller]
+fn check(site: &Site, scenario: &Scenario, table: &str) {
+    let plan = site.plan(scenario);
+    let rules = plan.family(site.world.family);
+    let mut backend = site.world.backend();
+    backend.replace(&plan).unwrap();
+    let mut lines = table.trim().lines().map(str::split_whitespace);
+    let targets: Vec<&str> = lines.next().unwrap().collect();
+    assert!(
+        targets.iter().all(|target| TARGETS.contains(target)),
+        "{targets:?}"
+    );
+    let cells: Vec<(&str, &str, &str)> = lines
+        .flat_map(|mut line| {
+            let client = line.next().unwrap();
+            assert!(CLIENTS.contains(&client), "{client}");
+            let cells: Vec<_> = line.collect();
+            assert_eq!(cells.len(), targets.len(), "{client}");
+            targets
+                .iter()
+                .copied()
+                .zip(cells)
+                .map(move |(target, cell)| (client, target, cell))
+        })
+        .filter(|(_, _, cell)| *cell != ".")
+        .collect();
+    // At once: what is dropped is waited for.
+    std::thread::scope(|scope| {
+        for (client, target, cell) in cells {
+            scope.spawn(move || {
+                let packet = site.packet(client, target);
+                let what = format!(
+                    "{} {} [{}] endpoints {}: {client} → {target}",
+                    site.world.family, scenario.detection, scenario.policy, scenario.endpoints
+                );
+                let wanted = Outcome::parse(cell);
+                // That which meets itself is masqueraded, whatever else holds.
+                let planned = match (model(rules, &packet), client) {
+                    (
+                        Outcome::Answer {
+                            servers,
+                            masqueraded,
+                        },
+                        "self",
+                    ) => Outcome::Answer {
+                        masqueraded: masqueraded || servers.len() == 1 && servers.contains("a"),
+                        servers,
+                    },
+                    (other, _) => other,
+                };
+                assert_eq!(planned, wanted, "the plan: {what}");
+                let met = site.ask(&packet);
+                match (&wanted, &met) {
+                    (
+                        Outcome::Answer {
+                            servers,
+                            masqueraded,
+                        },
+                        Outcome::Answer {
+                            servers: by,
+                            masqueraded: seen,
+                        },
+                    ) => {
+                        assert!(by.is_subset(servers), "{what}: {met:?}, not {cell}");
+                        let meets_itself = client == "self" && by.contains("a");
+                        assert_eq!(
+                            *seen,
+                            *masqueraded || meets_itself,
+                            "{what}: {met:?}, not {cell}"
+                        );
+                    }
+                    _ => assert_eq!(met, wanted, "{what}"),
+                }
+            });
+        }
+    });
+}
+
+fn for_both_families(check: impl Fn(Site) + Sync) {
+    let check = &check;
+    std::thread::scope(|scope| {
+        for family in Family::ALL {
+            scope.spawn(move || check(Site::new(family)));
+        }
+    });
+}
+
+fn scenario(detection: &'static str, policy: &'static str, endpoints: &'static str) -> Scenario {
+    Scenario {
+        detection,
+        policy,
+        endpoints,
+    }
+}
+
+const CLUSTER: &str = "externalTrafficPolicy: Cluster";
+const LOCAL: &str = "externalTrafficPolicy: Local";
+
+#[test]
+fn policy_cluster() {
+    for_both_families(|site| {
+        // A pod of another node is one by its address in the cluster's network, and by nothing else.
+        check(
+            &site,
+            &scenario("ClusterCIDR", CLUSTER, "ab"),
+            "
+                      cluster-ip  node-port  balancer  external  other
+            outside   ab+         ab+        ab+       ab+       refuse
+            far       ab          ab+        ab+       ab+       refuse
+            pod       ab          ab+        ab+       ab+       refuse
+            self      ab          ab+        ab+       ab+       refuse
+            node      ab+         ab+        ab+       ab+       refuse",
+        );
+        for detection in ["NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"] {
+            check(
+                &site,
+                &scenario(detection, CLUSTER, "ab"),
+                "
+                      cluster-ip  node-port  balancer  external  other
+            outside   ab+         ab+        ab+       ab+       refuse
+            far       ab+         ab+        ab+       ab+       refuse
+            pod       ab          ab+        ab+       ab+       refuse
+            self      ab          ab+        ab+       ab+       refuse
+            node      ab+         ab+        ab+       ab+       refuse",
+            );
+        }
+        check(
+            &site,
+            &scenario("none", CLUSTER, "ab"),
+            "
+                      cluster-ip  node-port  balancer  external  other
+            outside   ab          ab+        ab+       ab+       refuse
+            far       ab          ab+        ab+       ab+       refuse
+            pod       ab          ab+        ab+       ab+       refuse
+            self      ab          ab+        ab+       ab+       refuse
+            node      ab          ab+        ab+       ab+       refuse",
+        );
+        // One endpoint, which meets itself.
+        check(
+            &site,
+            &scenario("ClusterCIDR", CLUSTER, "a"),
+            "
+                      cluster-ip  node-port  balancer  external
+            pod       a           a+         a+        a+
+            self      a+          a+         a+        a+
+            node      a+          a+         a+        a+",
+        );
+    });
+}
+
+#[test]
+fn external_policy_local() {
+    for_both_families(|site| {
+        // Who is inside goes anywhere, and is seen as itself; the node has no address that a pod could answer.
+        check(
+            &site,
+            &scenario("ClusterCIDR", LOCAL, "ab"),
+            "
+                      cluster-ip  node-port  balancer  external  other
+            outside   ab+         a          a         a         refuse
+            far       ab          ab         ab        ab        refuse
+            pod       ab          ab         ab        ab        refuse
+            self      ab          ab         ab        ab        refuse
+            node      ab+         ab+        ab+       ab+       refuse",
+        );
+        for detection in ["NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"] {
+            check(
+                &site,
+                &scenario(detection, LOCAL, "ab"),
+                "
+                      cluster-ip  node-port  balancer  external
+            outside   ab+         a          a         a
+            far       ab+         a          a         a
+            pod       ab          ab         ab        ab
+            self      ab          ab         ab        ab
+            node      ab+         ab+        ab+       ab+",
+            );
+        }
+        // Where pods cannot be told they are as those outside.
+        check(
+            &site,
+            &scenario("none", LOCAL, "ab"),
+            "
+                      cluster-ip  node-port  balancer  external
+            outside   ab          a          a         a
+            far       ab          a          a         a
+            pod       ab          a          a         a
+            self      ab          a+         a+        a+
+            node      ab          ab+        ab+       ab+",
+        );
+    });
+}
+
+#[test]
+fn without_endpoints_here_or_anywhere() {
+    for_both_families(|site| {
+        for policy in [CLUSTER, LOCAL] {
+            check(
+                &site,
+                &scenario("ClusterCIDR", policy, ""),
+                "
+                      cluster-ip  node-port  balancer  external
+            outside   refuse      refuse     refuse    refuse
+            pod       refuse      refuse     refuse    refuse
+            node      refuse      refuse     refuse    refuse",
+            );
+        }
+        // Elsewhere, but not here.
+        check(
+            &site,
+            &scenario("BridgeInterface", LOCAL, "b"),
+            "
+                      cluster-ip  node-port  balancer  external
+            outside   b+          drop       drop      drop
+            far       b+          drop       drop      drop
+            pod       b           b          b         b
+            node      b+          b+         b+        b+",
+        );
+        check(
+            &site,
+            &scenario("none", LOCAL, "b"),
+            "
+                      cluster-ip  node-port  balancer  external
+            outside   b           drop       drop      drop
+            pod       b           drop       drop      drop
+            node      b           b+         b+        b+",
+        );
+    });
+}
+
+#[test]
+fn internal_policy_local() {
+    const INTERNAL: &str = "internalTrafficPolicy: Local";
+    for_both_families(|site| {
+        check(
+            &site,
+            &scenario("ClusterCIDR", INTERNAL, "ab"),
+            "
+                      cluster-ip  node-port  balancer  external  other
+            outside   a+          ab+        ab+       ab+       refuse
+            pod       a           ab+        ab+       ab+       refuse
+            self      a+          ab+        ab+       ab+       refuse
+            node      a+          ab+        ab+       ab+       refuse",
+        );
+        check(
+            &site,
+            &scenario("ClusterCIDR", INTERNAL, "b"),
+            "
+                      cluster-ip  node-port  balancer  external  other
+            outside   drop        b+         b+        b+        refuse
+            pod       drop        b+         b+        b+        refuse
+            node      drop        b+         b+        b+        refuse",
+        );
+    });
+}
+
+#[test]
+fn source_ranges_guard_the_load_balancer_alone() {
+    const RANGES: &str = "externalTrafficPolicy: Local, loadBalancerSourceRanges: [' OUTSIDE ', 192.0.2.0/24, '2001:db8::/32']";
+    const OTHERS: &str =
+        "externalTrafficPolicy: Cluster, loadBalancerSourceRanges: [192.0.2.0/24, '2001:db8::/32']";
+    for_both_families(|site| {
+        check(
+            &site,
+            &scenario("ClusterCIDR", RANGES, "ab"),
+            "
+                      cluster-ip  node-port  balancer  external
+            outside   ab+         a          a         a
+            far       ab          ab         drop      ab
+            pod       ab          ab         drop      ab
+            node      ab+         ab+        ab+       ab+",
+        );
+        check(
+            &site,
+            &scenario("NodeCIDR", OTHERS, "ab"),
+            "
+                      cluster-ip  node-port  balancer  external
+            outside   ab+         ab+        drop      ab+
+            pod       ab          ab+        drop      ab+
+            node      ab+         ab+        drop      ab+",
+        );
+    });
+    // A list that says nothing of a family leaves that one open.
+    const V6_ONLY: &str = "loadBalancerSourceRanges: ['2001:db8::/32']";
+    check(
+        &Site::new(Family::V4),
+        &scenario("ClusterCIDR", V6_ONLY, "ab"),
+        "
+                      cluster-ip  node-port  balancer  external
+            outside   ab+         ab+        ab+       ab+",
+    );
+}
