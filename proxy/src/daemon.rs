@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::conntrack::Cleaner;
 use crate::health::{self, Health};
 use crate::interfaces;
 use crate::metrics::Metrics;
@@ -32,6 +33,9 @@ pub enum Error {
     /// The kernel has no nf_tables for us.
     #[error("nf_tables cannot be reached; it needs Linux 5.13 and the capability NET_ADMIN")]
     Nft(#[from] nft::Error),
+    /// The kernel gives no way to its connections.
+    #[error(transparent)]
+    Conntrack(#[from] hostnet::conntrack::Error),
     /// The kernel does not tell of addresses.
     #[error(transparent)]
     Interfaces(#[from] interfaces::Error),
@@ -69,7 +73,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
 
     let backend = NftBackend::open()?;
     let client = agent::client::connect(&config.client)?;
-    let syncer = Syncer::new(backend, Planner::new(config.settings), metrics.clone());
+    let syncer = Syncer::new(backend, Planner::new(config.settings), metrics.clone())
+        .cleaner(Cleaner::start(metrics.clone())?);
     let periods = Periods {
         full: config.sync_period,
         least: config.min_sync_period,

@@ -9,6 +9,7 @@
 //! * [`index`] folds what the watches tell into plain objects, and remembers what was touched;
 //! * [`plan`] is a pure function of it: a backend-neutral ruleset, and the difference to the last one;
 //! * [`nft`] compiles plans for nf_tables, behind the seam [`backend`];
+//! * [`conntrack`] has the kernel forget UDP flows that go on by rules which are no more;
 //! * [`sync`] is one pass through these, [`run`] the loop that decides when, [`daemon`] the process;
 //! * [`config`] reads kube-proxy's file and flags, [`health`], [`metrics`] and [`ports`] answer its
 //!   questions under its names; [`interfaces`] and [`foreign`] hear what the kernel has to tell.
@@ -25,6 +26,7 @@
 
 pub mod backend;
 pub mod config;
+pub mod conntrack;
 pub mod daemon;
 #[cfg(test)]
 mod fixtures;

@@ -78,6 +78,8 @@ pub struct Metrics {
     service_ports: Labelled<IpFamily, Gauge>,
     repairs: Counter,
     conflicts: Gauge,
+    flow_durations: Durations,
+    flows_deleted: Labelled<IpFamily, Counter>,
 }
 
 /// 1 ms to 16 s, doubling: as kube-proxy's.
@@ -125,6 +127,8 @@ impl Metrics {
             service_ports: Labelled::default(),
             repairs: Counter::default(),
             conflicts: Gauge::default(),
+            flow_durations: Labelled::new_with_constructor(sync_buckets),
+            flows_deleted: Labelled::default(),
         };
         let theirs = registry.sub_registry_with_prefix("kubeproxy");
         theirs.register(
@@ -193,6 +197,16 @@ impl Metrics {
             metrics.healthz.clone(),
         );
         theirs.register("proxy_livez", "Answers of /livez", metrics.livez.clone());
+        theirs.register(
+            "conntrack_reconciler_sync_duration_seconds",
+            "Time that it took to find and delete stale UDP flows",
+            metrics.flow_durations.clone(),
+        );
+        theirs.register(
+            "conntrack_reconciler_deleted_entries",
+            "Stale UDP flows that were deleted",
+            metrics.flows_deleted.clone(),
+        );
         let ours = registry.sub_registry_with_prefix("twill_proxy");
         ours.register(
             "service_ports",
@@ -210,6 +224,17 @@ impl Metrics {
             metrics.conflicts.clone(),
         );
         metrics
+    }
+
+    /// Stale UDP flows were looked for, and so many deleted.
+    pub fn flows_deleted(&self, family: Family, took: Duration, deleted: usize) {
+        let label = of(family);
+        self.flow_durations
+            .get_or_create(&label)
+            .observe(took.as_secs_f64());
+        self.flows_deleted
+            .get_or_create(&label)
+            .inc_by(deleted as u64);
     }
 
     /// How many frontends are left out, since another Service has them.

@@ -300,7 +300,7 @@ async fn addresses_changed(interfaces: &mut Option<Interfaces>) {
 }
 
 /// An error with its sources, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     for source in std::iter::successors(error.source(), |error| error.source()) {
         text = format!("{text}: {source}");

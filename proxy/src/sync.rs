@@ -7,6 +7,7 @@ use hostnet::vocab::Family;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::backend::{Applied, Backend};
+use crate::conntrack::{Cleaner, Stale};
 use crate::index::Index;
 use crate::metrics::{Kind, Metrics};
 use crate::plan::{Delta, Planner};
@@ -28,6 +29,9 @@ pub struct Syncer<B> {
     /// There has been a pass that succeeded.
     first_done: bool,
     unfinished: bool,
+    cleaner: Option<Cleaner>,
+    /// UDP flows that have to be looked at once the rules are in.
+    stale: Stale,
 }
 
 impl<B: Backend> Syncer<B> {
@@ -42,6 +46,17 @@ impl<B: Backend> Syncer<B> {
             in_line: false,
             first_done: false,
             unfinished: false,
+            cleaner: None,
+            stale: Stale::default(),
+        }
+    }
+
+    /// Has stale UDP flows deleted.
+    #[must_use]
+    pub fn cleaner(self, cleaner: Cleaner) -> Self {
+        Self {
+            cleaner: Some(cleaner),
+            ..self
         }
     }
 
@@ -68,6 +83,7 @@ impl<B: Backend> Syncer<B> {
         let delta = self.planner.update(index, &dirty);
         self.metrics.planned(&delta);
         self.tell_of_conflicts();
+        self.stale.add(&delta, self.planner.ruleset());
         // What was changed before the start was late by no fault of this process.
         let news = dirty
             .triggers
@@ -91,6 +107,10 @@ impl<B: Backend> Syncer<B> {
         let was_in_line = std::mem::replace(&mut self.in_line, applied.is_ok());
         let applied = applied.inspect_err(|_| self.metrics.failed(kind, &delta))?;
         self.unfinished = applied.unfinished;
+        let stale = std::mem::take(&mut self.stale);
+        if let Some(cleaner) = &self.cleaner {
+            cleaner.clean(stale);
+        }
         let took = start.elapsed();
         self.metrics.synced(kind, took, &delta);
         for (family, trigger) in self.triggers.drain(..) {

@@ -15,6 +15,6 @@ mod layout;
 mod observe;
 mod slots;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use apply::{NftBackend, NftError};

@@ -4,4 +4,4 @@ mod listing;
 mod model;
 mod packets;
 mod table;
-mod world;
+pub(crate) mod world;

@@ -18,9 +18,9 @@ use crate::plan::{
 };
 
 /// The port at which pods serve.
-pub(super) const POD_PORT: u16 = 8080;
+pub(crate) const POD_PORT: u16 = 8080;
 /// The node port of services that have one.
-pub(super) const NODE_PORT: u16 = 30_001;
+pub(crate) const NODE_PORT: u16 = 30_001;
 
 /// ```text
 ///  client ── eth0 ─ node ─ cni0 ┬─ a (serves)
@@ -28,18 +28,18 @@ pub(super) const NODE_PORT: u16 = 30_001;
 ///                               └─ c
 /// ```
 /// The client knows no way to the pods, only to the node and to the services.
-pub(super) struct World {
-    pub(super) family: Family,
-    pub(super) client: Ns,
-    pub(super) node: Ns,
-    pub(super) a: Ns,
+pub(crate) struct World {
+    pub(crate) family: Family,
+    pub(crate) client: Ns,
+    pub(crate) node: Ns,
+    pub(crate) a: Ns,
     _b: Ns,
-    pub(super) c: Ns,
+    pub(crate) c: Ns,
     _servers: Vec<EchoServer>,
 }
 
 impl World {
-    pub(super) fn new(family: Family) -> World {
+    pub(crate) fn new(family: Family) -> World {
         let [client, node, a, b, c] = ["client", "node", "a", "b", "c"].map(Ns::new);
         let w = |text: &str| with_prefix(family, text);
         node.forward();
@@ -101,26 +101,26 @@ impl World {
     }
 
     /// The backend in the node's namespace.
-    pub(super) fn backend(&self) -> NftBackend {
+    pub(crate) fn backend(&self) -> NftBackend {
         self.node.run(NftBackend::open).unwrap()
     }
 
-    pub(super) fn at(&self, what: &str) -> IpAddr {
+    pub(crate) fn at(&self, what: &str) -> IpAddr {
         address(self.family, what)
     }
 
     /// `address:port` of a service.
-    pub(super) fn vip(&self) -> String {
+    pub(crate) fn vip(&self) -> String {
         socket(self.at("services.10"), 80)
     }
 
     /// `address:port` of the node port.
-    pub(super) fn node_port(&self) -> String {
+    pub(crate) fn node_port(&self) -> String {
         socket(self.at("outside.1"), NODE_PORT)
     }
 
     /// An endpoint in pod `a` (11), `b` (12), …, on this node.
-    pub(super) fn endpoint(&self, host: u16) -> Endpoint {
+    pub(crate) fn endpoint(&self, host: u16) -> Endpoint {
         Endpoint {
             address: self.at(&format!("pods.{host}")),
             port: POD_PORT,
@@ -129,7 +129,7 @@ impl World {
     }
 
     /// A plan with these services, where pods are known by their network.
-    pub(super) fn plan(&self, services: impl IntoIterator<Item = Service>) -> Ruleset {
+    pub(crate) fn plan(&self, services: impl IntoIterator<Item = Service>) -> Ruleset {
         let network = match self.family {
             Family::V4 => "10.244.0.0/24",
             Family::V6 => "fd00:244::/64",
@@ -150,17 +150,17 @@ impl World {
 
 /// A service port at cluster IP `services.10`, port 80, and at the node port.
 #[derive(Clone)]
-pub(super) struct Service {
-    pub(super) protocol: Protocol,
-    pub(super) endpoints: Vec<Endpoint>,
+pub(crate) struct Service {
+    pub(crate) protocol: Protocol,
+    pub(crate) endpoints: Vec<Endpoint>,
     /// `externalTrafficPolicy: Local`, with these endpoints on this node.
-    pub(super) local: Option<Vec<Endpoint>>,
+    pub(crate) local: Option<Vec<Endpoint>>,
     /// `sessionAffinity: ClientIP`, for so many seconds.
-    pub(super) affinity: Option<NonZeroU32>,
+    pub(crate) affinity: Option<NonZeroU32>,
 }
 
 impl Service {
-    pub(super) fn tcp(endpoints: impl IntoIterator<Item = Endpoint>) -> Service {
+    pub(crate) fn tcp(endpoints: impl IntoIterator<Item = Endpoint>) -> Service {
         let endpoints = endpoints.into_iter().collect();
         Service {
             protocol: Protocol::Tcp,
@@ -170,21 +170,21 @@ impl Service {
         }
     }
 
-    pub(super) fn udp(endpoints: impl IntoIterator<Item = Endpoint>) -> Service {
+    pub(crate) fn udp(endpoints: impl IntoIterator<Item = Endpoint>) -> Service {
         Service {
             protocol: Protocol::Udp,
             ..Service::tcp(endpoints)
         }
     }
 
-    pub(super) fn local(self, endpoints: impl IntoIterator<Item = Endpoint>) -> Service {
+    pub(crate) fn local(self, endpoints: impl IntoIterator<Item = Endpoint>) -> Service {
         Service {
             local: Some(endpoints.into_iter().collect()),
             ..self
         }
     }
 
-    pub(super) fn affinity(self, seconds: u32) -> Service {
+    pub(crate) fn affinity(self, seconds: u32) -> Service {
         Service {
             affinity: NonZeroU32::new(seconds),
             ..self
@@ -226,19 +226,24 @@ impl Service {
             },
             sources: None,
         };
+        let cluster: Arc<[Endpoint]> = self.endpoints.into();
+        let serving = match self.protocol {
+            Protocol::Udp => cluster.clone(),
+            _ => Arc::default(),
+        };
         let port = ServicePort {
             frontends: vec![cluster_ip, node_port],
-            cluster: self.endpoints.into(),
+            cluster,
             local: self.local.unwrap_or_default().into(),
             affinity: self.affinity,
-            serving: Arc::default(),
+            serving,
         };
         (key, Arc::new(port))
     }
 }
 
 /// Asks over the service's protocol.
-pub(super) fn ask(protocol: Protocol, ns: &Ns, address: &str) -> io::Result<Answer> {
+pub(crate) fn ask(protocol: Protocol, ns: &Ns, address: &str) -> io::Result<Answer> {
     match protocol {
         Protocol::Udp => ask_udp(ns, address),
         _ => ask_tcp(ns, address),
