@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use agent::events::Recorder;
 use agent::http::BindError;
 use hostnet::nft;
 use tokio::sync::watch;
@@ -9,11 +10,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::conntrack::Cleaner;
+use crate::events::Events;
+use crate::health::checks;
 use crate::health::{self, Health};
 use crate::interfaces;
 use crate::metrics::Metrics;
 use crate::nft::NftBackend;
-use crate::plan::Planner;
+use crate::plan::{Checks, Planner};
 use crate::ports::Port;
 use crate::run::{Periods, Runner, updates};
 use crate::sync::Syncer;
@@ -60,8 +63,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         hard_fail: config.bind_hard_fail,
     };
     let server = health::Server::new(health_seen, config.sync_period * 2, metrics.clone());
+    let answering = server.clone();
     port("--healthz-bind-address", config.healthz)
-        .serve(move |path: &str| server.answer(path), stop.clone())
+        .serve(move |path: &str| answering.answer(path), stop.clone())
         .await?;
     let registry = Arc::new(registry);
     port("--metrics-bind-address", config.metrics)
@@ -73,13 +77,27 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
 
     let backend = NftBackend::open()?;
     let client = agent::client::connect(&config.client)?;
+    let events = Events::from(Recorder::start(
+        client.clone(),
+        "twill-proxy",
+        &config.hostname,
+    ));
+    events.starting(&config.hostname);
+    let (checks, checks_seen) = watch::channel(Checks::default());
+    tokio::spawn(checks::serve(
+        checks_seen,
+        server,
+        events.clone(),
+        stop.clone(),
+    ));
     let syncer = Syncer::new(backend, Planner::new(config.settings), metrics.clone())
-        .cleaner(Cleaner::start(metrics.clone())?);
+        .cleaner(Cleaner::start(metrics.clone())?)
+        .events(events);
     let periods = Periods {
         full: config.sync_period,
         least: config.min_sync_period,
     };
-    let runner = Runner::new(&config.hostname, syncer, periods, health, metrics)?;
+    let runner = Runner::new(&config.hostname, syncer, periods, health, checks, metrics)?;
     runner.run(updates(&client, &config.hostname), stop).await;
     Ok(())
 }

@@ -12,14 +12,14 @@
 //! * [`conntrack`] has the kernel forget UDP flows that go on by rules which are no more;
 //! * [`sync`] is one pass through these, [`run`] the loop that decides when, [`daemon`] the process;
 //! * [`config`] reads kube-proxy's file and flags, [`health`], [`metrics`] and [`ports`] answer its
-//!   questions under its names; [`interfaces`] and [`foreign`] hear what the kernel has to tell.
+//!   questions under its names, [`events`] tell of what a user has to mend; [`interfaces`] and [`foreign`] hear what the kernel has to tell.
 //!
 //! A change costs what changed, however large the cluster; a restart changes nothing in the kernel.
 //!
 //! # Rights
 //!
-//! In the API, cluster-wide, reading only: `list` and `watch` on `services`, on `endpointslices` of
-//! `discovery.k8s.io`, and on `nodes` (by `metadata.name`, its own). It writes nothing.
+//! In the API, cluster-wide: `list` and `watch` on `services`, on `endpointslices` of `discovery.k8s.io`, and on
+//! `nodes` (by `metadata.name`, its own); `create` and `patch` on `events` of `events.k8s.io`. It writes nothing else.
 //!
 //! In the kernel: `CAP_NET_ADMIN` in the network namespace of the node.
 #![forbid(unsafe_code)]
@@ -28,6 +28,7 @@ pub mod backend;
 pub mod config;
 pub mod conntrack;
 pub mod daemon;
+pub mod events;
 #[cfg(test)]
 mod fixtures;
 pub mod foreign;

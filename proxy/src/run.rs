@@ -29,6 +29,7 @@ use crate::health::Health;
 use crate::index::{Index, Update};
 use crate::interfaces::{self, Interfaces};
 use crate::metrics::Metrics;
+use crate::plan::Checks;
 use crate::sync::Syncer;
 
 /// Services of another proxy are not even sent to us.
@@ -66,6 +67,7 @@ pub struct Runner<B> {
     foreign: Option<Foreign>,
     tick_at: Option<Instant>,
     health: watch::Sender<Health>,
+    checks: watch::Sender<Checks>,
     metrics: Metrics,
 }
 
@@ -89,6 +91,7 @@ impl<B: Backend> Runner<B> {
         mut syncer: Syncer<B>,
         periods: Periods,
         health: watch::Sender<Health>,
+        checks: watch::Sender<Checks>,
         metrics: Metrics,
     ) -> Result<Self, interfaces::Error> {
         let wanted = syncer
@@ -117,6 +120,7 @@ impl<B: Backend> Runner<B> {
             foreign: None,
             tick_at: None,
             health,
+            checks,
             metrics,
         })
     }
@@ -228,6 +232,9 @@ impl<B: Backend> Runner<B> {
             Ok(()) => {
                 if pass == Pass::Full {
                     self.watch_others();
+                }
+                if let Some(checks) = self.syncer.planner().take_checks() {
+                    self.checks.send_replace(checks);
                 }
                 let node_leaving = self.index.node().is_some_and(|node| node.leaving);
                 self.health.send_replace(Health {

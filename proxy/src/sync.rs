@@ -8,6 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::backend::{Applied, Backend};
 use crate::conntrack::{Cleaner, Stale};
+use crate::events::Events;
 use crate::index::Index;
 use crate::metrics::{Kind, Metrics};
 use crate::plan::{Delta, Planner};
@@ -30,6 +31,7 @@ pub struct Syncer<B> {
     first_done: bool,
     unfinished: bool,
     cleaner: Option<Cleaner>,
+    events: Events,
     /// UDP flows that have to be looked at once the rules are in.
     stale: Stale,
 }
@@ -47,6 +49,7 @@ impl<B: Backend> Syncer<B> {
             first_done: false,
             unfinished: false,
             cleaner: None,
+            events: Events::default(),
             stale: Stale::default(),
         }
     }
@@ -58,6 +61,12 @@ impl<B: Backend> Syncer<B> {
             cleaner: Some(cleaner),
             ..self
         }
+    }
+
+    /// Tells the cluster's users what they have to mend.
+    #[must_use]
+    pub fn events(self, events: Events) -> Self {
+        Self { events, ..self }
     }
 
     /// The plan's owner, to tell it what is not in the index.
@@ -82,7 +91,7 @@ impl<B: Backend> Syncer<B> {
         let dirty = index.take_dirty();
         let delta = self.planner.update(index, &dirty);
         self.metrics.planned(&delta);
-        self.tell_of_conflicts();
+        self.tell_of_conflicts(index);
         self.stale.add(&delta, self.planner.ruleset());
         // What was changed before the start was late by no fault of this process.
         let news = dirty
@@ -137,11 +146,12 @@ impl<B: Backend> Syncer<B> {
         Ok(())
     }
 
-    fn tell_of_conflicts(&mut self) {
+    fn tell_of_conflicts(&mut self, index: &Index) {
         for conflict in self.planner.take_new_conflicts() {
+            self.events.conflict(&conflict, index);
             tracing::warn!(
                 service = %conflict.loser,
-                frontend = %conflict.frontend,
+                frontend = %conflict.frontend.place(),
                 owner = %conflict.owner,
                 "frontend left out: another Service has the same address and port"
             );

@@ -19,6 +19,8 @@ const DEFAULT_AFFINITY_SECONDS: NonZeroU32 = NonZeroU32::new(10_800).unwrap();
 /// A Service that this node serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
+    /// Its UID; 0 where it is not known. A Service that is made anew under its old name has another.
+    pub uid: u128,
     /// When it was made, in seconds since 1970: of two that claim one frontend the older has it.
     pub created: i64,
     /// Its cluster IPs, one per family.
@@ -84,6 +86,7 @@ impl Service {
             .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
             .filter_map(|ingress| ingress.ip.as_deref());
         Some(Self {
+            uid: object.metadata.uid.as_deref().map_or(0, uid),
             created: object
                 .metadata
                 .creation_timestamp
@@ -108,6 +111,11 @@ impl Service {
             }),
         })
     }
+}
+
+/// A UID's digits as a number.
+fn uid(text: &str) -> u128 {
+    u128::from_str_radix(&text.replace('-', ""), 16).unwrap_or(0)
 }
 
 /// Those at which packets from elsewhere can arrive, each once, sorted.

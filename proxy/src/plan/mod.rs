@@ -17,6 +17,7 @@
 //!   (the addresses of all local endpoints of all ports, each as often as it is used);
 //! * *cluster IPs*: [`At::ClusterIp`] of all ports, for the rest of such an address (its other ports).
 
+mod checks;
 mod delta;
 mod endpoints;
 mod name;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 
 use hostnet::vocab::{Family, Subnet};
 
+pub use checks::{Checks, HealthCheck};
 pub use delta::{Change, Delta, FamilyDelta};
 pub use name::PortName;
 pub use planner::{Conflict, Planner};

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::index::ObjectName;
+
 /// `namespace/service:port`, or `namespace/service` where the port has no name (kube-proxy's form since
 /// 1.19, in comments and in the hashes of chain names). One shared string: a ruleset holds many.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,6 +25,12 @@ impl PortName {
         self.0
             .split_once(':')
             .map_or(&self.0, |(service, _)| service)
+    }
+
+    /// The Service.
+    pub fn object(&self) -> ObjectName {
+        let (namespace, name) = self.service().split_once('/').unwrap_or_default();
+        ObjectName::new(namespace, name)
     }
 
     /// The whole name.

@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use hostnet::vocab::Family;
 
+use super::checks::{Checks, HealthCheck, health_check};
 use super::service::{self, Context};
 use super::settings::node_rules;
 use super::{At, Change, Delta, Frontend, PortKey, Protocol, Ruleset, ServicePort, Settings};
-use crate::index::{Dirty, Index, ObjectName};
+use crate::index::{Dirty, Entry, Index, ObjectName};
 
 /// The plan of this node, kept up to date.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct Planner {
     interfaces: BTreeSet<IpAddr>,
     wanted: BTreeMap<ObjectName, Vec<Wanted>>,
     claims: BTreeSet<Claim>,
+    health_checks: BTreeMap<ObjectName, HealthCheck>,
+    health_checks_changed: bool,
     conflicts: BTreeSet<Conflict>,
     new_conflicts: Vec<Conflict>,
     ruleset: Ruleset,
@@ -72,6 +75,8 @@ impl Planner {
             interfaces: BTreeSet::new(),
             wanted: BTreeMap::new(),
             claims: BTreeSet::new(),
+            health_checks: BTreeMap::new(),
+            health_checks_changed: false,
             conflicts: BTreeSet::new(),
             new_conflicts: Vec::new(),
             ruleset: Ruleset::default(),
@@ -86,6 +91,17 @@ impl Planner {
     /// The plan as of the last update.
     pub fn ruleset(&self) -> &Ruleset {
         &self.ruleset
+    }
+
+    /// What load balancers are told of Services, by port (`spec.healthCheckNodePort`), and where they ask;
+    /// `None` if nothing of it has changed since the last call.
+    pub fn take_checks(&mut self) -> Option<Checks> {
+        std::mem::take(&mut self.health_checks_changed).then(|| Checks {
+            addresses: &self.ruleset.v4.node.node_ports | &self.ruleset.v6.node.node_ports,
+            services: (self.health_checks.values())
+                .map(|check| (check.port, check.clone()))
+                .collect(),
+        })
     }
 
     /// All frontends that are left out, since another Service has the address and port.
@@ -110,6 +126,7 @@ impl Planner {
             let rules = node_rules(&self.settings, family, index.node(), &self.interfaces);
             if self.ruleset.family(family).node != rules {
                 self.ruleset.family_mut(family).node = rules.clone();
+                self.health_checks_changed = true;
                 delta.family_mut(family).node = Some(rules);
             }
         }
@@ -149,6 +166,16 @@ impl Planner {
         name: &ObjectName,
         affected: &mut BTreeSet<(Family, PortKey)>,
     ) {
+        let check = index
+            .entry(name)
+            .and_then(|entry| health_check(name, entry));
+        if self.health_checks.get(name) != check.as_ref() {
+            self.health_checks_changed = true;
+            match check {
+                Some(check) => self.health_checks.insert(name.clone(), check),
+                None => self.health_checks.remove(name),
+            };
+        }
         let new = match index.entry(name) {
             Some(entry) => wanted(name, entry, &self.context),
             None => Vec::new(),
@@ -233,7 +260,7 @@ impl Planner {
     }
 }
 
-fn wanted(name: &ObjectName, entry: &crate::index::Entry, context: &Context) -> Vec<Wanted> {
+fn wanted(name: &ObjectName, entry: &Entry, context: &Context) -> Vec<Wanted> {
     let created = entry.service.as_ref().map_or(0, |service| service.created);
     service::plan(name, entry, context)
         .into_iter()

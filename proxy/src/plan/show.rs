@@ -86,16 +86,25 @@ impl fmt::Display for ServicePort {
     }
 }
 
+impl Frontend {
+    /// Where it answers: `external IP 192.0.2.1:80`.
+    pub fn place(&self) -> impl fmt::Display {
+        let kind = match self.at {
+            At::ClusterIp(_) => "cluster IP",
+            At::LoadBalancer(_) => "load balancer",
+            At::ExternalIp(_) => "external IP",
+            At::NodePort => "node port",
+        };
+        match self.at.address() {
+            Some(address) => format!("{kind} {}", socket(address, self.port)),
+            None => format!("{kind} {}", self.port),
+        }
+    }
+}
+
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.at {
-            At::ClusterIp(address) => write!(f, "cluster IP {}", socket(address, self.port))?,
-            At::LoadBalancer(address) => {
-                write!(f, "load balancer {}", socket(address, self.port))?;
-            }
-            At::ExternalIp(address) => write!(f, "external IP {}", socket(address, self.port))?,
-            At::NodePort => write!(f, "node port {}", self.port)?,
-        }
+        write!(f, "{}", self.place())?;
         if self.inside == self.outside {
             write!(f, " -> {}", self.inside)?;
         } else {

@@ -4,6 +4,8 @@
 //! `/healthz` fails then, and also where new outside traffic should go to other nodes: before the first
 //! rules are in, and while the Node is on its way out. Load balancers ask it (KEP-3836).
 
+pub mod checks;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +65,17 @@ impl Server {
         }
     }
 
+    /// Whether rules are there and follow what changes: what a load balancer is told of every Service.
+    fn is_healthy(&self, now: Timestamp) -> bool {
+        let health = self.health.borrow();
+        health.last_updated.is_some() && self.is_up_to_date(&health, now)
+    }
+
+    fn is_up_to_date(&self, health: &Health, now: Timestamp) -> bool {
+        (health.pending_since)
+            .is_none_or(|since| now.duration_since(since).unsigned_abs() <= self.patience)
+    }
+
     fn healthz(&self, now: Timestamp) -> Reply {
         let health = self.health.borrow();
         let eligible = !health.node_leaving;
@@ -80,9 +93,7 @@ impl Server {
 
     /// `and`: what else must hold beside rules that are up to date.
     fn reply(&self, health: &Health, now: Timestamp, and: bool, eligible: Option<bool>) -> Reply {
-        let up_to_date = health
-            .pending_since
-            .is_none_or(|since| now.duration_since(since).unsigned_abs() <= self.patience);
+        let up_to_date = self.is_up_to_date(health, now);
         // With nothing waiting, what was right then is right now.
         let idle = health.pending_since.is_none();
         let updated = health
