@@ -2,12 +2,14 @@
 //! write of a Service its cluster IP answers, and what the daemons keep in memory.
 
 mod report;
+#[path = "report/resources.rs"]
+mod resources;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::thread::scope;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use hostnet::netns::NetNs;
 use integration::machine::ADMIN_CONF;
 use integration::machine::root::ASSETS;
@@ -93,13 +95,17 @@ fn main() -> Result<()> {
         "Service write → connect",
         [("twill-proxy", &ours), ("kube-proxy nftables", &theirs)],
     );
-    let memory = |node: &str, process: &str| resident(&lab, node, process);
-    print_memory(&[
-        ("twill-proxy", memory("twill", Daemon::Proxy.name())?),
-        ("flanneld", memory("twill", Daemon::Flanneld.name())?),
-        ("kube-proxy", memory("reference", KUBE_PROXY)?),
-    ]);
-    Ok(())
+    resources::print(
+        &format!(
+            "{} services, 3 nodes",
+            u32::from(BEFORE) + u32::from(WRITTEN)
+        ),
+        &[
+            ("twill-proxy", twill, Daemon::Proxy.name()),
+            ("flanneld", twill, Daemon::Flanneld.name()),
+            ("kube-proxy", reference, KUBE_PROXY),
+        ],
+    )
 }
 
 fn service(name: &str, address: Ipv4Addr) -> Value {
@@ -163,35 +169,4 @@ fn start_kube_proxy(lab: &Lab) -> Result<()> {
     first_connect(node.netns(), Ipv4Addr::new(10, 96, 1, 0), Instant::now())
         .with_context(|| format!("see {}", node.log(KUBE_PROXY).display()))?;
     Ok(())
-}
-
-/// Resident memory in KiB.
-fn resident(lab: &Lab, node: &str, process: &str) -> Result<u64> {
-    let keeper = lab.node(node)?.machine().keeper();
-    let pid = keeper.running(&format!("{node}/{process}"))?;
-    let status = std::fs::read_to_string(keeper.path(format!("/proc/{pid}/status")))?;
-    let field = |key: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(key));
-        line.and_then(|rest| rest.split_whitespace().next())
-    };
-    let name = field("Name:").context("no name in /proc/PID/status")?;
-    ensure!(process.starts_with(name), "{process} runs as {name}");
-    let resident = field("VmRSS:").context("no VmRSS in /proc/PID/status")?;
-    Ok(resident.parse()?)
-}
-
-#[expect(clippy::print_stdout, reason = "the benchmark's result")]
-fn print_memory(rows: &[(&str, u64)]) {
-    let services = u32::from(BEFORE) + u32::from(WRITTEN);
-    println!(
-        "\n{:<24}{:>12}",
-        format!("{services} services, 3 nodes"),
-        "RSS MiB"
-    );
-    for &(name, kib) in rows {
-        println!(
-            "  {name:<22}{:>12.1}",
-            f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) / 1024.0
-        );
-    }
 }

@@ -1,0 +1,161 @@
+//! `flanneld` beside upstream's flannel, on one real API server with many Nodes: how long from the
+//! start of the process until every peer is programmed, how long one more takes, what both keep in
+//! memory and use of the processor.
+
+mod report;
+#[path = "report/resources.rs"]
+mod resources;
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use hostnet::netlink::{Event, Monitor, Object};
+use integration::progress::Progress;
+use integration::upstream::{self, Module, Program};
+use integration::wait::PATIENCE;
+use integration::{Daemon, Lab, Node};
+use report::{Samples, table};
+use serde_json::{Value, json};
+
+/// Nodes that are only objects.
+const PEERS: u16 = 1000;
+/// Peers that come later, one by one.
+const LATER: u16 = 20;
+/// What a kubelet says of a node's images, in bytes: a watch of whole Nodes carries it.
+const IMAGES: usize = 50_000;
+
+const NET_CONF: &str = r#"{"Network": "10.0.0.0/8", "SubnetLen": 24, "EnableNFTables": true, "Backend": {"Type": "vxlan"}}"#;
+
+fn main() -> Result<()> {
+    let progress = Progress::shown();
+    let lab = Lab::builder()
+        .progress(progress)
+        .net_conf(NET_CONF)
+        .daemons(&[])
+        .node("twill", &["10.255.1.0/24".parse()?])
+        .node("reference", &["10.255.2.0/24".parse()?])
+        .up()?;
+    let step = progress.step(format!("{PEERS} Nodes"));
+    for index in 0..PEERS {
+        lab.api().apply(&peer(index))?;
+    }
+    step.done();
+
+    let (twill, reference) = (lab.node("twill")?, lab.node("reference")?);
+    // Built now, not while its time is taken.
+    upstream::assets(Module::Flannel, &[Program::Flannel], progress)?;
+    twill.provide(Daemon::Flanneld, lab.control_plane(), NET_CONF)?;
+    let (mut ours, mut theirs) = (Routes::of(twill)?, Routes::of(reference)?);
+    let known = usize::from(PEERS);
+    let step = progress.step("flanneld");
+    let started = Instant::now();
+    twill.start(Daemon::Flanneld)?;
+    let our_start = ours.wait_for(known, started)?;
+    twill.wait_ready(Daemon::Flanneld)?;
+    step.done();
+    let step = progress.step("flannel");
+    let started = Instant::now();
+    reference.start_flannel(NET_CONF)?;
+    // It knows the other side too, and is a peer of it.
+    let their_start = theirs.wait_for(known + 1, started)?;
+    ours.wait_for(1, started)?;
+    step.done();
+
+    let step = progress.step(format!("{LATER} more, one after another"));
+    let (mut our_later, mut their_later) = (Samples::default(), Samples::default());
+    for index in 0..LATER {
+        let started = Instant::now();
+        std::thread::scope(|threads| -> Result<()> {
+            let ours = threads.spawn(|| ours.wait_for(1, started));
+            let theirs = threads.spawn(|| theirs.wait_for(1, started));
+            lab.api().apply(&peer(PEERS + index))?;
+            let join = |side: std::thread::ScopedJoinHandle<'_, _>| {
+                side.join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            our_later.push(join(ours)?);
+            their_later.push(join(theirs)?);
+            Ok(())
+        })?;
+    }
+    step.done();
+
+    let starts = [once(our_start), once(their_start)];
+    table(
+        &format!("start → {PEERS} peers"),
+        [("flanneld", &starts[0]), ("flannel", &starts[1])],
+    );
+    table(
+        "Node write → route",
+        [("flanneld", &our_later), ("flannel", &their_later)],
+    );
+    let flannel = Program::Flannel.name();
+    resources::print(
+        &format!("{PEERS} peers"),
+        &[
+            ("flanneld", twill, Daemon::Flanneld.name()),
+            ("flannel", reference, flannel),
+        ],
+    )
+}
+
+fn once(sample: Duration) -> Samples {
+    let mut samples = Samples::default();
+    samples.push(sample);
+    samples
+}
+
+/// A Node as flannel on it would leave it.
+fn peer(index: u16) -> Value {
+    let [high, low] = index.to_be_bytes();
+    let subnet = format!("10.{high}.{low}.0/24");
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": format!("peer-{index}"), "annotations": {
+            "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+            "flannel.alpha.coreos.com/backend-type": "vxlan",
+            "flannel.alpha.coreos.com/backend-data":
+                format!("{{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:{high:02x}:{low:02x}\"}}"),
+            "flannel.alpha.coreos.com/public-ip": Ipv4Addr::new(172, 31, high, low),
+        }},
+        "spec": {"podCIDR": subnet, "podCIDRs": [subnet]},
+        "status": {"images": [{"names": ["i".repeat(IMAGES)], "sizeBytes": 1}]},
+    })
+}
+
+/// The routes of a node, as they come.
+struct Routes(Monitor);
+
+impl Routes {
+    /// Those that come from now on.
+    fn of(node: &Node) -> Result<Routes> {
+        Ok(Routes(node.machine().netns().run_in(Monitor::open)??))
+    }
+
+    /// Waits for so many more by the tunnel. Returns how long after `started` the last one came.
+    fn wait_for(&mut self, count: usize, started: Instant) -> Result<Duration> {
+        let mut seen = 0;
+        while seen < count {
+            match self.0.next(false)? {
+                Some(Event {
+                    object: Object::Route(route),
+                    gone: false,
+                }) => {
+                    seen += usize::from(route.gateway.is_some());
+                }
+                Some(_) => {}
+                None => {
+                    ensure!(
+                        started.elapsed() < PATIENCE,
+                        "only {seen} of {count} routes came"
+                    );
+                    #[expect(clippy::disallowed_methods, reason = "how exact the figures are")]
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            }
+        }
+        Ok(started.elapsed())
+    }
+}
