@@ -7,6 +7,7 @@
 
 pub mod atomic_file;
 pub mod conntrack;
+pub mod dirwatch;
 pub mod lock;
 pub mod netlink;
 pub mod netns;
@@ -17,3 +18,4 @@ pub mod sysctl;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 pub mod vocab;
+pub mod xtables;

@@ -20,7 +20,7 @@ pub use addr::Addr;
 pub use error::{AbsentOk, Error};
 pub use extack::ExtAck;
 pub use link::{Link, LinkKind, LinkRef};
-pub use monitor::{Event, Monitor, Object};
+pub use monitor::{Event, Monitor, Object, Switches};
 pub use neigh::{FdbEntry, Neigh};
 pub use route::Route;
 pub use socket::{Request, Rtnl};

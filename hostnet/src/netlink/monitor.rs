@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use netlink_packet_core::NetlinkBuffer;
+use netlink_packet_core::{NetlinkBuffer, NlasIterator};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
 use super::socket::{Answer, decode};
 use super::{Addr, Error, FdbEntry, Link, Neigh, Result, Route, link};
+use crate::vocab::Family;
 
 /// Room for what comes while the owner is busy, in bytes. The kernel may allow less.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -18,9 +19,20 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 /// The longest datagram that an event comes in.
 const DATAGRAM: usize = 64 * 1024;
 
-/// `RTNLGRP_*` of include/uapi/linux/rtnetlink.h: links, neighbours (forwarding entries too), and addresses and
-/// routes of both families.
-const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+/// `RTNLGRP_*` of include/uapi/linux/rtnetlink.h: links, neighbours (forwarding entries too), and addresses, routes and
+/// switches of both families.
+const GROUPS: [u32; 8] = [1, 3, 5, 7, 9, 11, 24, 25];
+
+/// `RTM_NEWNETCONF`, of which the library has no form.
+const NEWNETCONF: u16 = 80;
+/// Length of `struct netconfmsg` with its padding.
+const NETCONF_HEADER: usize = 4;
+/// `NETCONFA_IFINDEX`, `NETCONFA_FORWARDING` and `NETCONFA_RP_FILTER` of include/uapi/linux/netconf.h.
+const NETCONF_LINK: u16 = 1;
+const NETCONF_FORWARDING: u16 = 2;
+const NETCONF_RP_FILTER: u16 = 3;
+/// `NETCONFA_IFINDEX_ALL` and `_DEFAULT` are negative.
+const NETCONF_ALL: i32 = -1;
 
 /// A subscription to the changes of one network namespace's links, addresses, routes, neighbours
 /// and forwarding entries. It can be polled: [`AsFd`].
@@ -53,6 +65,21 @@ pub enum Object {
     Neigh(Neigh),
     /// A forwarding entry.
     Fdb(FdbEntry),
+    /// Switches below `/proc/sys/net/ipv4/conf` or `ipv6/conf`.
+    Switches(Switches),
+}
+
+/// The switches of one link that were changed; `None` for those that were not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switches {
+    /// The family.
+    pub family: Family,
+    /// The link's index; `None` for `all`.
+    pub link: Option<u32>,
+    /// `forwarding`; that of `all` in IPv4 is `ip_forward`.
+    pub forwarding: Option<bool>,
+    /// `rp_filter`.
+    pub rp_filter: Option<i32>,
 }
 
 impl Monitor {
@@ -109,6 +136,13 @@ impl Monitor {
         while !rest.is_empty() {
             let message = NetlinkBuffer::new_checked(rest)
                 .map_err(|error| failed(io::Error::other(error)))?;
+            if message.message_type() == NEWNETCONF {
+                let switches = switches(message.payload()).map(Object::Switches);
+                self.ready.extend(switches.map(|object| Event {
+                    object,
+                    gone: false,
+                }));
+            }
             // What cannot be read is an object of a kind that we have no name for.
             if let Ok(Some(Answer::Object(object))) = decode(&message) {
                 self.ready.extend(event(&object));
@@ -118,6 +152,34 @@ impl Monitor {
         }
         Ok(true)
     }
+}
+
+/// Reads `RTM_NEWNETCONF`; `None` for the defaults of links to come.
+fn switches(payload: &[u8]) -> Option<Switches> {
+    let family = match i32::from(*payload.first()?) {
+        libc::AF_INET => Family::V4,
+        libc::AF_INET6 => Family::V6,
+        _ => return None,
+    };
+    let attributes = payload.get(NETCONF_HEADER..)?;
+    let number = |kind: u16| {
+        let mut found = NlasIterator::new(attributes).filter_map(Result::ok);
+        let found = found.find(|nla| nla.kind() == kind)?;
+        found
+            .value()
+            .first_chunk()
+            .map(|bytes| i32::from_ne_bytes(*bytes))
+    };
+    let link = match number(NETCONF_LINK)? {
+        NETCONF_ALL => None,
+        index => Some(u32::try_from(index).ok()?),
+    };
+    Some(Switches {
+        family,
+        link,
+        forwarding: number(NETCONF_FORWARDING).map(|on| on != 0),
+        rp_filter: number(NETCONF_RP_FILTER),
+    })
 }
 
 fn event(message: &RouteNetlinkMessage) -> Option<Event> {

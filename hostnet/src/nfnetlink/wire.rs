@@ -279,6 +279,9 @@ fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_ne_bytes([bytes[at], bytes[at + 1]])
 }
 
+/// `NFPROTO_INET`: the family of tables that see IPv4 and IPv6.
+pub(crate) const NFPROTO_INET: u8 = 1;
+
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6` of `linux/netfilter.h`.
 pub(crate) fn nfproto(family: Family) -> u8 {
     match family {

@@ -211,12 +211,19 @@ impl Compiler<'_> {
                     w.str(rule::CHAIN, chain);
                 });
                 for new in rules {
-                    let append = wire::F_CREATE | wire::F_APPEND;
-                    self.message(at, msg::NEWRULE, append, |w| {
+                    self.message(at, msg::NEWRULE, APPEND, |w| {
                         encode_rule(w, &name, chain, new)
                     });
                 }
             }
+            Op::AddRule(chain, new) => self.message(at, msg::NEWRULE, APPEND, |w| {
+                encode_rule(w, &name, chain, new)
+            }),
+            Op::DeleteRule(chain, handle) => self.message(at, msg::DELRULE, 0, |w| {
+                w.str(rule::TABLE, &name);
+                w.str(rule::CHAIN, chain);
+                w.be64(rule::HANDLE, *handle);
+            }),
             Op::AddElement(decl, ..) | Op::DeleteElement(decl, ..) => {
                 return self.elements(at, decl);
             }
@@ -301,6 +308,8 @@ impl Compiler<'_> {
 
 /// What is added must not be there: a surprise is an error, and not silently merged.
 const NEW: u16 = wire::F_CREATE | wire::F_EXCL;
+/// A rule behind those that are there.
+const APPEND: u16 = wire::F_CREATE | wire::F_APPEND;
 
 fn encode_chain(w: &mut Writer, table: &str, name: &str, is: &Chain) {
     w.str(chain::TABLE, table);

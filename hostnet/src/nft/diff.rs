@@ -30,6 +30,10 @@ pub enum Op {
     DeleteChain(Name),
     /// Replaces all rules of a chain.
     SetRules(Name, Vec<Rule>),
+    /// Adds a rule at the end of a chain.
+    AddRule(Name, Rule),
+    /// Deletes the rule of a chain that has this handle.
+    DeleteRule(Name, u64),
     /// Puts an element into a set or map. Its key must not be there.
     AddElement(Arc<SetDecl>, Key, Element),
     /// Replaces the data and comment of an element.
@@ -272,6 +276,16 @@ impl fmt::Display for OpText<'_> {
                     write!(f, "\nadd rule {table} {name} {rule}")?;
                 }
                 Ok(())
+            }
+            Op::AddRule(name, rule) => {
+                let rule = RuleText {
+                    rule,
+                    family: table.family,
+                };
+                write!(f, "add rule {table} {name} {rule}")
+            }
+            Op::DeleteRule(name, handle) => {
+                write!(f, "delete rule {table} {name} handle {handle}")
             }
             Op::AddElement(decl, key, element) => {
                 f.write_str("add ")?;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use nix::errno::Errno;
 
 use super::expr::Expr;
+use super::foreign::{ForwardChain, Found};
 use super::rule::Rule;
 use super::set::{ElementReader, SetDecl};
 use super::table::{Base, Chain, ChainKind, Hook, Policy, Table, TableId};
@@ -12,6 +13,7 @@ use super::types::Name;
 use super::wire::{self, Attrs, Message, Writer, chain, elem, generation, msg, rule, set, table};
 use super::{Error, udata};
 use crate::nfnetlink::{self, Socket};
+use crate::vocab::Family;
 
 /// One reading of a table. None if the ruleset changed meanwhile; inside, None if there is no such table.
 pub(super) fn read(socket: &mut Socket, id: &TableId) -> Result<Option<Observed>, Error> {
@@ -63,7 +65,7 @@ pub(super) fn read_generation(socket: &mut Socket) -> Result<u32, Error> {
 /// All tables of the namespace, of the families that Twill uses.
 pub(super) fn read_tables(socket: &mut Socket) -> Result<Vec<TableId>, Error> {
     let mut tables = Vec::new();
-    for family in crate::vocab::Family::ALL {
+    for family in Family::ALL {
         let nfproto = wire::nfproto(family);
         request(
             socket,
@@ -83,6 +85,130 @@ pub(super) fn read_tables(socket: &mut Socket) -> Result<Vec<TableId>, Error> {
         )?;
     }
     Ok(tables)
+}
+
+/// The base chains of type filter at the hook of forwarded packets, of the families that see IP.
+pub(super) fn read_forward_chains(socket: &mut Socket) -> Result<Vec<ForwardChain>, Error> {
+    let families = Family::ALL
+        .map(|family| (wire::nfproto(family), Some(family)))
+        .into_iter()
+        .chain([(wire::NFPROTO_INET, None)]);
+    let mut chains = Vec::new();
+    for (nfproto, family) in families {
+        let each = |message: &Message<'_>| {
+            let attrs = message.attrs();
+            let hook = attrs
+                .nest(chain::HOOK)
+                .and_then(|hook| hook.be32(chain::HOOK_NUM));
+            if hook == Some(Hook::Forward as u32)
+                && attrs.str(chain::TYPE) == Some(ChainKind::Filter.word())
+                && let (Some(table), Some(name)) = (attrs.str(chain::TABLE), attrs.str(chain::NAME))
+            {
+                chains.push(ForwardChain {
+                    family,
+                    table: table.into(),
+                    chain: name.into(),
+                    drops: attrs.be32(chain::POLICY) == Some(wire::data::DROP as u32),
+                });
+            }
+        };
+        request(
+            socket,
+            msg::GETCHAIN,
+            wire::F_DUMP,
+            nfproto,
+            "chains",
+            |_| {},
+            each,
+        )?;
+    }
+    Ok(chains)
+}
+
+/// The names of a table's chains; none if there is no such table.
+pub(super) fn read_chains(socket: &mut Socket, table: &TableId) -> Result<Vec<Name>, Error> {
+    let mut chains = Vec::new();
+    let ask = |w: &mut Writer| w.str(chain::TABLE, &table.name);
+    let each = |message: &Message<'_>| {
+        let attrs = message.attrs();
+        // Kernels do not filter chains by table.
+        if attrs.str(chain::TABLE) == Some(&*table.name) {
+            chains.extend(attrs.str(chain::NAME).map(Name::from));
+        }
+    };
+    let nfproto = wire::nfproto(table.family);
+    absent_is_empty(request(
+        socket,
+        msg::GETCHAIN,
+        wire::F_DUMP,
+        nfproto,
+        "chains",
+        ask,
+        each,
+    ))?;
+    Ok(chains)
+}
+
+/// The rules of a table, or of one chain of it, with their handles; none if there is no such table or chain.
+pub(super) fn read_rules(
+    socket: &mut Socket,
+    table: &TableId,
+    of: Option<&str>,
+) -> Result<Vec<Found>, Error> {
+    let mut rules = Vec::new();
+    let ask = |w: &mut Writer| {
+        w.str(rule::TABLE, &table.name);
+        if let Some(chain) = of {
+            w.str(rule::CHAIN, chain);
+        }
+    };
+    let each = |message: &Message<'_>| {
+        let attrs = message.attrs();
+        let is_asked_for = attrs.str(rule::TABLE) == Some(&*table.name)
+            && of.is_none_or(|chain| attrs.str(rule::CHAIN) == Some(chain));
+        if is_asked_for
+            && let (Some(chain), Some(handle)) = (attrs.str(rule::CHAIN), attrs.be64(rule::HANDLE))
+        {
+            rules.push(Found {
+                chain: chain.into(),
+                handle,
+                rule: decode_rule(attrs),
+            });
+        }
+    };
+    let nfproto = wire::nfproto(table.family);
+    absent_is_empty(request(
+        socket,
+        msg::GETRULE,
+        wire::F_DUMP,
+        nfproto,
+        "rules",
+        ask,
+        each,
+    ))?;
+    Ok(rules)
+}
+
+/// Asking for what is in a table that is not there may be refused, or answered by nothing.
+fn absent_is_empty(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(Error::Read {
+            errno: Errno::ENOENT,
+            ..
+        }) => Ok(()),
+        other => other,
+    }
+}
+
+fn decode_rule(attrs: Attrs<'_>) -> Rule {
+    let exprs = attrs.nest(rule::EXPRESSIONS).unwrap_or(Attrs(&[]));
+    Rule {
+        exprs: (exprs.into_iter())
+            .map(|(_, expr)| Expr::decode(Attrs(expr)))
+            .filter(|expr| !expr.is_idle())
+            .collect(),
+        comment: attrs.get(rule::USERDATA).and_then(udata::comment),
+    }
 }
 
 struct Dump<'a> {
@@ -154,14 +280,7 @@ impl Dump<'_> {
                 if attrs.str(rule::TABLE) != Some(&*name) {
                     return;
                 }
-                let exprs = attrs.nest(rule::EXPRESSIONS).unwrap_or(Attrs(&[]));
-                let rule = Rule {
-                    exprs: (exprs.into_iter())
-                        .map(|(_, expr)| Expr::decode(Attrs(expr)))
-                        .filter(|expr| !expr.is_idle())
-                        .collect(),
-                    comment: attrs.get(rule::USERDATA).and_then(udata::comment),
-                };
+                let rule = decode_rule(attrs);
                 let chain = attrs
                     .str(rule::CHAIN)
                     .and_then(|chain| table.chains.get_mut(chain));

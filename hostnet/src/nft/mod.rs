@@ -21,6 +21,7 @@ mod diff;
 mod dump;
 mod error;
 mod expr;
+mod foreign;
 #[cfg(test)]
 mod golden;
 #[cfg(any(test, feature = "testkit"))]
@@ -43,6 +44,7 @@ pub use expr::{
     CmpOp, CtKey, Direction, DynsetOp, Expr, FibAddr, Header, MetaKey, NatFlags, Reg, RejectWith,
     Verdict, goto, jump,
 };
+pub use foreign::ForwardChain;
 pub use monitor::{Change, Monitor};
 pub use rule::Rule;
 pub use selector::{CT_DNAT, CT_ESTABLISHED, CT_NEW, CT_RELATED, FIB_LOCAL, Selector};

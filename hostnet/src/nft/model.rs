@@ -76,6 +76,11 @@ fn step_in(table: &mut Table, op: &Op) -> Result<(), &'static str> {
                 .rules
                 .clone_from(rules);
         }
+        Op::AddRule(name, rule) => present(table.chains.get_mut(name), "the chain is not there")?
+            .rules
+            .push(rule.clone()),
+        // Rules have no handles here: they are of tables that nobody describes.
+        Op::DeleteRule(..) => return Err("there is no such rule"),
         Op::AddElement(decl, key, element) => {
             element_leads_somewhere(table, element)?;
             let set = present(table.sets.get_mut(&decl.name), "the set is not there")?;

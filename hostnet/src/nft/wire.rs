@@ -53,6 +53,7 @@ pub(super) mod chain {
 pub(super) mod rule {
     pub(crate) const TABLE: u16 = 1;
     pub(crate) const CHAIN: u16 = 2;
+    pub(crate) const HANDLE: u16 = 3;
     pub(crate) const EXPRESSIONS: u16 = 4;
     pub(crate) const USERDATA: u16 = 7;
     pub(crate) const LIST_ELEM: u16 = 1;

@@ -4,10 +4,10 @@ use netlink_packet_core::DefaultNla;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind,
-    InfoPortData, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo,
+    InfoPortData, InfoPortKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
 };
 
-use super::{AddrGenMode, Bridge, LinkRef, create};
+use super::{AddrGenMode, Bridge, LinkRef, Vxlan, create};
 use crate::netlink::Request;
 use crate::vocab::Mac;
 
@@ -131,6 +131,23 @@ pub fn set_bridge(link: impl Into<LinkRef>, bridge: &Bridge) -> Request {
         "set bridge {link} nf_call_iptables {}, nf_call_ip6tables {}",
         bridge.nf_call_iptables, bridge.nf_call_ip6tables
     );
+    Request::new(what, 0, RouteNetlinkMessage::NewLink(message))
+}
+
+/// Changes what can be changed of a VXLAN device that is there: the outer source address, the device below, learning.
+/// Its identifier must be the one that it has; port and group policy are left out, since the kernel changes neither.
+/// Addresses, neighbours and forwarding entries stay.
+pub fn set_vxlan(link: impl Into<LinkRef>, vxlan: &Vxlan) -> Request {
+    let link = link.into();
+    let mut message = link.message();
+    let unchangeable = |item: &InfoVxlan| matches!(item, InfoVxlan::Port(_) | InfoVxlan::Gbp);
+    let mut data = create::vxlan_data(vxlan);
+    data.retain(|item| !unchangeable(item));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Vxlan),
+        LinkInfo::Data(InfoData::Vxlan(data)),
+    ]));
+    let what = format!("set the ways of VXLAN device {link}");
     Request::new(what, 0, RouteNetlinkMessage::NewLink(message))
 }
 

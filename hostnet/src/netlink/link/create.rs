@@ -155,7 +155,7 @@ pub(super) fn bridge_data(bridge: &Bridge) -> Vec<InfoBridge> {
     ]
 }
 
-fn vxlan_data(vxlan: &Vxlan) -> Vec<InfoVxlan> {
+pub(super) fn vxlan_data(vxlan: &Vxlan) -> Vec<InfoVxlan> {
     let mut data = vec![
         InfoVxlan::Id(vxlan.vni),
         InfoVxlan::Port(vxlan.port),

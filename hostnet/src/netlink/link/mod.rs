@@ -12,7 +12,9 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 
-pub use self::change::{BridgePort, Change, Ipv4Conf, change, delete, set_bridge, set_port};
+pub use self::change::{
+    BridgePort, Change, Ipv4Conf, change, delete, set_bridge, set_port, set_vxlan,
+};
 pub use self::create::{NewLink, NewPeer, create};
 use super::{Result, Rtnl};
 use crate::netns::NetNs;
