@@ -62,6 +62,16 @@ impl Announcement {
     }
 }
 
+impl Announcement {
+    /// Whether a Node's annotations say all of it.
+    #[must_use]
+    pub fn is_said_by(&self, node: &NodeObject, keys: &AnnotationKeys) -> bool {
+        let has = node.annotations();
+        let mut wanted = self.annotations(keys).into_iter();
+        wanted.all(|(key, value)| has.get(&key) == value.as_ref())
+    }
+}
+
 /// The strategic merge patch of our Node's status (which may carry annotations, too) that makes it say `announcement`.
 #[must_use]
 pub fn patch(

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use hostnet::{
     netlink::{
         self, AbsentOk, Addr, FdbEntry, LinkKind, Neigh, Request, addr,
-        link::{self, AddrGenMode, Change, NewLink},
+        link::{self, AddrGenMode, Change, Ipv4Conf, NewLink},
         neigh, route,
     },
     vocab::{IfName, Mac},
@@ -14,6 +14,7 @@ use hostnet::{
 
 use crate::{
     diff::Op,
+    forward,
     host::{Error, Host},
     state::{DeviceKind, Route, RouteKey, Vxlan},
 };
@@ -47,6 +48,16 @@ impl Host {
     }
 }
 
+/// A switch of a device that netlink can set: that needs no writable `/proc/sys`.
+fn of_our_device(key: &str, value: &str) -> Option<(IfName, Change)> {
+    let dev = key.strip_prefix("ipv4/conf/")?.strip_suffix("/rp_filter")?;
+    let change = Change {
+        ipv4: vec![(Ipv4Conf::RpFilter, value.parse().ok()?)],
+        ..Change::default()
+    };
+    Some((dev.parse().ok()?, change))
+}
+
 struct Applying<'a> {
     host: &'a mut Host,
     indexes: HashMap<IfName, u32>,
@@ -70,15 +81,25 @@ impl<'a> Applying<'a> {
                 self.host.rtnl.apply(link::delete(dev)).absent_ok()?;
                 return Ok(());
             }
-            Op::SetSysctl { key, value } => {
-                self.flush();
-                self.host.sysctl.ensure(key, value)?;
-                return Ok(());
-            }
+            Op::SetSysctl { key, value } => match of_our_device(key, value) {
+                Some((dev, change)) => link::change(&dev, &change),
+                None => {
+                    self.flush();
+                    self.host.sysctl.ensure(key, value)?;
+                    return Ok(());
+                }
+            },
             Op::ChangeTable(changes) => {
                 self.flush();
                 return Ok(self.host.nft.apply(changes)?);
             }
+            Op::Admit { table, rules } => {
+                self.flush();
+                let marks = forward::marks();
+                let nft = &mut self.host.nft;
+                return Ok(nft.set_marked_rules(table, forward::CHAIN, &marks, rules)?);
+            }
+            Op::SetVxlan { dev, vxlan } => link::set_vxlan(dev, &self.vxlan(vxlan)?),
             Op::SetMac { dev, mac } => link::change(
                 dev,
                 &Change {
@@ -130,29 +151,11 @@ impl<'a> Applying<'a> {
         mtu: u32,
     ) -> Result<(), Error> {
         self.flush();
-        let DeviceKind::Vxlan(Vxlan {
-            vni,
-            port,
-            local,
-            parent,
-            learning,
-            gbp,
-        }) = kind
-        else {
+        let DeviceKind::Vxlan(vxlan) = kind else {
             return Ok(());
         };
-        let device = parent
-            .as_ref()
-            .map(|parent| self.index(parent))
-            .transpose()?;
-        let vxlan = link::Vxlan {
-            vni: *vni,
-            port: *port,
-            local: *local,
-            device,
-            learning: *learning,
-            gbp: *gbp,
-        };
+        let local = vxlan.local;
+        let vxlan = self.vxlan(vxlan)?;
         let new = NewLink {
             mac,
             mtu: Some(mtu),
@@ -170,6 +173,18 @@ impl<'a> Applying<'a> {
             let _ = self.host.rtnl.apply(link::change(dev, &quiet));
         }
         Ok(())
+    }
+
+    fn vxlan(&mut self, vxlan: &Vxlan) -> Result<link::Vxlan, Error> {
+        let parent = vxlan.parent.as_ref();
+        Ok(link::Vxlan {
+            vni: vxlan.vni,
+            port: vxlan.port,
+            local: vxlan.local,
+            device: parent.map(|parent| self.index(parent)).transpose()?,
+            learning: vxlan.learning,
+            gbp: vxlan.gbp,
+        })
     }
 
     fn route(&mut self, key: &RouteKey, route: &Route) -> Result<netlink::Route, Error> {

@@ -1,9 +1,10 @@
 //! A value for each address family, so that IPv4 and IPv6 share one piece of code.
 
 use hostnet::vocab::Family;
+use serde::{Deserialize, Serialize};
 
 /// A value for IPv4, for IPv6, for both or for neither.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ByFamily<T> {
     /// For IPv4.
     pub v4: Option<T>,

@@ -5,6 +5,7 @@ use hostnet::vocab::{Family, Subnet};
 use crate::ByFamily;
 use crate::backend::{self, Own};
 use crate::config::{Backend, Masquerade};
+use crate::forward;
 use crate::masquerade;
 use crate::peers::Peer;
 use crate::state::State;
@@ -23,6 +24,10 @@ pub struct Inputs<'a> {
     pub own: &'a ByFamily<Own>,
     /// The peers of all families.
     pub peers: &'a [Peer],
+    /// The backend that we had before, while nodes still send by it, with those that we reach by it.
+    pub former: Option<(&'a Backend, &'a [Peer])>,
+    /// The families in which `iptables-nft`'s FORWARD drops what nobody accepts.
+    pub gated: &'a [Family],
 }
 
 /// What the kernel shall hold of ours.
@@ -34,11 +39,16 @@ pub fn desired(inputs: &Inputs<'_>) -> State {
             Family::V6 => "ipv6/conf/all/forwarding",
         };
         state.sysctls.insert(forwarding.to_owned(), "1".to_owned());
-        let peers = inputs
-            .peers
-            .iter()
-            .filter(|peer| peer.subnet.family() == family);
+        let of_family = |peer: &&Peer| peer.subnet.family() == family;
+        if let Some((former, peers)) = inputs.former {
+            backend::program(former, own, peers.iter().filter(of_family), &mut state);
+        }
+        let peers = inputs.peers.iter().filter(of_family);
         backend::program(inputs.backend, own, peers, &mut state);
+        if inputs.gated.contains(&family) {
+            let rules = forward::rules(own.network);
+            state.admitted.insert(forward::table(family), rules);
+        }
         if let Some(how) = inputs.masquerade {
             let table = masquerade::table(family, own, inputs.no_masquerade, how);
             state.tables.insert(table.id.clone(), table);

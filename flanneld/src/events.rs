@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hostnet::{
     netlink::{
-        self, Addr, Event, FdbEntry, Link, Neigh, Object,
+        self, Addr, Event, FdbEntry, Link, LinkKind, Neigh, Object, Switches,
         addr::Scope,
         route::{PROTOCOL_KERNEL, TABLE_MAIN},
     },
-    vocab::{IfName, names},
+    vocab::{Family, IfName, names},
 };
 
-use crate::state::{Device, RouteKey, State, is_our_device};
+use crate::state::{Device, DeviceKind, RouteKey, State, is_our_device};
 
 /// What is believed to be in the kernel.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +37,7 @@ impl Belief {
             Object::Route(route) => self.route(route, event.gone),
             Object::Neigh(neigh) => self.neigh(neigh, event.gone),
             Object::Fdb(entry) => self.fdb(entry, event.gone),
+            Object::Switches(switches) => self.switches(switches),
         }
     }
 
@@ -54,6 +55,7 @@ impl Belief {
             return match known {
                 Some(device) => {
                     gone || (link.up, link.mtu, link.mac) != (device.up, device.mtu, device.mac)
+                        || self.leaves_otherwise(link, device)
                 }
                 // One that we made is known by index once it was observed, which comes before its events are read.
                 None => !gone,
@@ -70,6 +72,22 @@ impl Belief {
             // While no interface fits, any may be the one.
             None => self.uplinks.is_empty(),
         }
+    }
+
+    /// Whether a VXLAN device's outer packets do not go as believed.
+    fn leaves_otherwise(&self, link: &Link, device: &Device) -> bool {
+        let (LinkKind::Vxlan(seen), DeviceKind::Vxlan(believed)) = (&link.kind, &device.kind)
+        else {
+            return true;
+        };
+        let is_uplink = |index| {
+            let mut uplinks = self.uplinks.iter();
+            uplinks.any(|uplink| {
+                uplink.index == index && Some(&uplink.name) == believed.parent.as_ref()
+            })
+        };
+        (seen.local, seen.learning) != (believed.local, believed.learning)
+            || !seen.device.is_some_and(is_uplink)
     }
 
     fn addr(&self, addr: &Addr, gone: bool) -> bool {
@@ -130,6 +148,29 @@ impl Belief {
         takes_our_place
             || route.dst.prefix() == 0
             || route.link.is_some_and(|link| self.is_uplink(link))
+    }
+
+    fn switches(&self, switches: &Switches) -> bool {
+        let differs = |key: String, value: i32| {
+            let believed = self.state.sysctls.get(&key);
+            believed.is_some_and(|believed| *believed != value.to_string())
+        };
+        let (family, forwarding) = match switches.family {
+            Family::V4 => ("ipv4", "ipv4/ip_forward"),
+            Family::V6 => ("ipv6", "ipv6/conf/all/forwarding"),
+        };
+        match switches.link {
+            None => {
+                let now = switches.forwarding.map(i32::from);
+                now.is_some_and(|now| differs(forwarding.to_owned(), now))
+            }
+            Some(link) => {
+                let changed = self.devices.get(&link).zip(switches.rp_filter);
+                changed.is_some_and(|(name, now)| {
+                    differs(format!("{family}/conf/{name}/rp_filter"), now)
+                })
+            }
+        }
     }
 
     fn neigh(&self, neigh: &Neigh, gone: bool) -> bool {

@@ -70,6 +70,13 @@ pub fn conflist(subnet_file: &Path) -> String {
     format!("{list:#}\n")
 }
 
+/// The MTU that pods have been given so far, as `subnet.env` says.
+#[must_use]
+pub fn pods_mtu(config: &Config) -> Option<u32> {
+    let text = fs::read_to_string(&config.subnet_file).ok()?;
+    Some(text.parse::<SubnetEnv>().ok()?.mtu)
+}
+
 /// Writes `subnet.env`, and then the conflist where one is asked for: a runtime that sees the conflist shall find the
 /// subnet. Files that are right are left alone. Returns those that were written.
 ///

@@ -16,10 +16,18 @@ pub enum Part {
     Kernel,
     /// subnet.env (and the conflist) is written.
     Files,
+    /// Our Node says where we are, so that other nodes can know.
+    Published,
 }
 
 impl Part {
-    const ALL: [Self; 4] = [Self::Listed, Self::Subnet, Self::Kernel, Self::Files];
+    const ALL: [Self; 5] = [
+        Self::Listed,
+        Self::Subnet,
+        Self::Kernel,
+        Self::Files,
+        Self::Published,
+    ];
 
     fn missing(self) -> &'static str {
         match self {
@@ -27,6 +35,7 @@ impl Part {
             Self::Subnet => "no subnet is held yet",
             Self::Kernel => "the kernel does not hold all that is desired",
             Self::Files => "subnet.env is not written yet",
+            Self::Published => "our Node does not tell the others yet where we are",
         }
     }
 }
@@ -84,7 +93,7 @@ mod tests {
     #[test]
     fn ready_is_when_every_part_is_there_and_else_it_says_what_is_missing() {
         let (health, parts) = Health::new();
-        for part in [Part::Listed, Part::Subnet, Part::Kernel] {
+        for part in [Part::Listed, Part::Subnet, Part::Kernel, Part::Published] {
             health.set(part, true);
         }
         assert_eq!(

@@ -65,6 +65,24 @@ impl Index {
         }
     }
 
+    /// An index of what was known in an earlier life: it is never complete.
+    #[must_use]
+    pub fn recalled(
+        own_name: &str,
+        keys: AnnotationKeys,
+        own: NodeObject,
+        others: Vec<NodeFacts>,
+    ) -> Self {
+        let others = others.into_iter();
+        Self {
+            own: Some(own),
+            nodes: others
+                .map(|facts| (Arc::clone(&facts.name), facts))
+                .collect(),
+            ..Self::new(own_name, keys)
+        }
+    }
+
     /// Whether all Nodes and Leases have been told once: before that, absence means nothing.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -80,6 +98,15 @@ impl Index {
     /// All other Nodes, by name.
     pub fn others(&self) -> impl Iterator<Item = &NodeFacts> {
         self.nodes.values()
+    }
+
+    /// The UID of a Node, our own or another.
+    #[must_use]
+    pub fn uid(&self, name: &str) -> Option<&str> {
+        match &self.own {
+            Some(own) if own.name() == name => Some(own.uid()),
+            _ => self.nodes.get(name).map(|facts| &*facts.uid),
+        }
     }
 
     /// The Node that holds a subnet's Lease.

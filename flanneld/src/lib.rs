@@ -22,6 +22,7 @@
 //! | nodes/status | patch | the annotations and the condition NetworkUnavailable of our own Node |
 //! | leases.coordination.k8s.io, in one namespace | list, watch | who holds which subnet |
 //! | the same | get, create, patch, delete | claiming, renewing and giving back our own; deleting one that has expired and whose Node is gone |
+//! | events.k8s.io/events, in `default` | create, patch | telling of what somebody has to do something about |
 #![forbid(unsafe_code)]
 
 pub mod announce;
@@ -35,6 +36,7 @@ pub mod events;
 pub mod files;
 #[cfg(test)]
 mod fixture;
+pub mod forward;
 pub mod health;
 pub mod host;
 pub mod iface;
@@ -43,9 +45,11 @@ pub mod lease;
 pub mod masquerade;
 pub mod metrics;
 pub mod node;
+pub mod notices;
 pub mod observe;
 pub mod peers;
 pub mod place;
+pub mod recall;
 pub mod reconcile;
 pub mod registrar;
 pub mod run;

@@ -39,6 +39,7 @@ pub struct Counts {
     repairs: Metrics<What, Counter>,
     passes: Histogram,
     failures: Counter,
+    configured: Gauge,
 }
 
 impl Counts {
@@ -56,7 +57,9 @@ impl Counts {
                 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
             ]),
             failures: Counter::default(),
+            configured: Gauge::default(),
         };
+        counts.configured.set(1);
         registry.register(
             "flanneld_peers",
             "Peers that are programmed",
@@ -86,6 +89,11 @@ impl Counts {
             "flanneld_sync_failures",
             "Passes that did not reach what is desired",
             counts.failures.clone(),
+        );
+        registry.register(
+            "flanneld_config_valid",
+            "1 if net-conf.json is right; 0: the last good one is in force",
+            counts.configured.clone(),
         );
         Self {
             registry: Arc::new(registry),
@@ -138,6 +146,11 @@ impl Counts {
                 })
                 .inc();
         }
+    }
+
+    /// net-conf.json was read again.
+    pub fn configured(&self, is_valid: bool) {
+        self.configured.set(i64::from(is_valid));
     }
 
     /// A pass has failed.

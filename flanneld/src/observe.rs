@@ -6,9 +6,11 @@ use hostnet::{
     netlink::{LinkKind, route},
     nft::TableId,
     vocab::{Family, names},
+    xtables,
 };
 
 use crate::{
+    ByFamily, forward,
     host::{Error, Host},
     state::{Kernel, is_our_device},
 };
@@ -40,6 +42,20 @@ impl Host {
         for family in Family::ALL {
             let table = TableId::new(family, names::TABLE_FLANNEL);
             kernel.tables.extend(self.nft.observe(&table)?.table);
+        }
+        kernel.forward = forward::Seen {
+            chains: self.nft.forward_chains()?,
+            // A kernel that does not show its old tables leaves us without a hint for a person, and no more.
+            legacy: ByFamily::from_fn(|family| xtables::forward_policy_is_drop(family).ok()?),
+        };
+        for family in Family::ALL {
+            if kernel.forward.has_gate(family) {
+                let table = forward::table(family);
+                let rules = self
+                    .nft
+                    .marked_rules(&table, forward::CHAIN, &forward::marks())?;
+                kernel.admitted.insert(table, rules);
+            }
         }
         Ok(kernel)
     }

@@ -14,7 +14,8 @@ use crate::{
     state::{Kernel, State},
 };
 
-/// Finds our place for the subnets that are held. `kernel` and `ours` are one observation.
+/// Finds our place for the subnets that are held. `kernel` and `ours` are one observation; `former` is a backend that
+/// some nodes still speak.
 ///
 /// # Errors
 /// No interface can be used; the candidates are listed.
@@ -24,6 +25,7 @@ pub fn place(
     held: &ByFamily<Subnet>,
     kernel: &Kernel,
     ours: &State,
+    former: Option<&Backend>,
 ) -> Result<ByFamily<Own>, Box<IfaceError>> {
     let keys = &config.annotations;
     let networks = ByFamily::from_fn(|family| Some(config.net.networks.get(family)?.network));
@@ -51,7 +53,7 @@ pub fn place(
             network: *network,
             subnet: *subnet,
             uplink: iface::choose(family, seen, &wishes)?,
-            vtep: vtep(config, node, family, ours),
+            vtep: vtep(config, node, family, ours, former),
         });
     }
     Ok(own)
@@ -70,8 +72,17 @@ fn addresses(node: &NodeObject, keys: [&String; 2]) -> ByFamily<IpAddr> {
     })
 }
 
-fn vtep(config: &Config, node: &NodeObject, family: Family, ours: &State) -> Mac {
-    let Backend::Vxlan(vxlan) = &config.net.backend else {
+fn vtep(
+    config: &Config,
+    node: &NodeObject,
+    family: Family,
+    ours: &State,
+    former: Option<&Backend>,
+) -> Mac {
+    // One MAC for both while there are two devices.
+    let ((Backend::Vxlan(vxlan), _) | (_, Some(Backend::Vxlan(vxlan)))) =
+        (&config.net.backend, former)
+    else {
         return Mac::ZERO;
     };
     let there = names::vxlan_device(family, vxlan.vni)

@@ -3,27 +3,31 @@
 //! A full pass reads the kernel. A dirty one goes by what is believed to be there since the last pass, so that one more
 //! peer costs as much as one peer; kernel events that tell otherwise make the next pass full.
 
+use std::time::{Duration, Instant};
+
 use agent::sync::Pass;
 use hostnet::{
     netlink::{Event, Object},
     nft,
-    vocab::{Subnet, names},
+    vocab::{Family, Subnet, names},
 };
 
 use crate::{
     ByFamily,
     apply::Failure,
-    backend::Own,
-    config::Config,
+    backend::{self, Own},
+    config::{Backend, Config},
     desired::{Inputs, desired},
     diff::{Op, diff},
     events::{Belief, named, our_devices},
+    forward::{self, Obstacle},
     host::{self, Host},
     iface::IfaceError,
     index::Index,
     node::NodeObject,
-    peers::{self, Selection},
-    place::place,
+    peers::{self, Past, Peer, Selection},
+    place::{announcement, place},
+    state::State,
 };
 
 /// Why a pass did not reach what is desired.
@@ -60,6 +64,8 @@ pub struct Report {
     pub lost: Vec<Op>,
     /// Who is a peer and who is not.
     pub selection: Selection,
+    /// Who may drop pods' packets on this node.
+    pub obstacles: Vec<Obstacle>,
 }
 
 /// Brings the kernel of one node to what is desired.
@@ -69,6 +75,26 @@ pub struct Reconciler {
     belief: Option<Belief>,
     own: ByFamily<Own>,
     held: ByFamily<Subnet>,
+    /// The backend of the last pass.
+    backend: Option<Backend>,
+    /// The one before, as long as there may be nodes that still send by it.
+    former: Option<Former>,
+    grace: Duration,
+    /// The peers of the last pass, by this backend.
+    peers: Vec<Peer>,
+    /// Who else has a say in whether forwarded packets pass.
+    forward: forward::Seen,
+}
+
+/// How long the former backend stays after our Node has told the others of the new one: their watches take a moment.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A backend that was replaced.
+#[derive(Debug)]
+struct Former {
+    backend: Backend,
+    /// When it may go: known once our Node tells of the new one.
+    until: Option<Instant>,
 }
 
 impl Reconciler {
@@ -80,7 +106,18 @@ impl Reconciler {
             belief: None,
             own: ByFamily::default(),
             held: ByFamily::default(),
+            backend: None,
+            former: None,
+            grace: GRACE,
+            peers: Vec::new(),
+            forward: forward::Seen::default(),
         }
+    }
+
+    /// Lets the former backend stay so long after our Node has told of a new one.
+    #[must_use]
+    pub fn with_grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
     }
 
     /// Our place as of the last pass.
@@ -102,18 +139,27 @@ impl Reconciler {
         index: &Index,
     ) -> Result<Report, Error> {
         let before = self.belief.take();
+        let backend = config.net.backend;
+        let is_same = *held == self.held && self.backend == Some(backend);
         let (mut belief, before) = match before {
-            Some(belief) if pass == Pass::Dirty && *held == self.held => (belief, None),
+            Some(belief) if pass == Pass::Dirty && is_same => (belief, None),
             before => (self.observe(config, node, held)?, before),
         };
-        let selection = peers::select(
-            index.others(),
-            &config.node_name,
-            &self.own,
-            &config.net.backend,
-        );
+        let past = Past {
+            former: self.former.as_ref().map(|former| &former.backend),
+            peers: &self.peers,
+        };
+        let selection = peers::select(index.others(), &config.node_name, &self.own, &backend, past);
+        self.age_former(config, node, &selection);
+        let former = self.former.as_ref();
+        let gated: Vec<Family> = Family::ALL
+            .into_iter()
+            .filter(|family| self.forward.is_gated(*family))
+            .collect();
         let shall = desired(&Inputs {
-            backend: &config.net.backend,
+            backend: &backend,
+            former: former.map(|former| (&former.backend, &selection.former[..])),
+            gated: &gated,
             masquerade: config.masquerade,
             no_masquerade: &config.net.no_masquerade,
             own: &self.own,
@@ -146,10 +192,12 @@ impl Reconciler {
         }
         belief.state = shall;
         self.belief = Some(belief);
+        self.peers.clone_from(&selection.peers);
         Ok(Report {
             ops,
             lost,
             selection,
+            obstacles: forward::obstacles(&self.forward, &self.own),
         })
     }
 
@@ -162,8 +210,11 @@ impl Reconciler {
     ) -> Result<Belief, Error> {
         let kernel = self.host.observe().map_err(Error::Observe)?;
         let state = kernel.ours();
-        self.own = place(config, node, held, &kernel, &state)?;
+        self.note_backend(config.net.backend, &state);
+        let former = self.former.as_ref().map(|former| &former.backend);
+        self.own = place(config, node, held, &kernel, &state, former)?;
         self.held = *held;
+        self.forward = kernel.forward;
         let uplinks = self
             .own
             .iter()
@@ -176,23 +227,80 @@ impl Reconciler {
         })
     }
 
+    /// Notes a change of the backend, made now or while no flanneld ran.
+    fn note_backend(&mut self, backend: Backend, ours: &State) {
+        if self.backend == Some(backend) {
+            return;
+        }
+        let before = match self.backend.replace(backend) {
+            Some(before) => Some(before).filter(|before| backend::is_another(before, &backend)),
+            None => backend::left_behind(ours, &backend),
+        };
+        // What the last peers were by the backend before says nothing of this one.
+        if let Some(backend) = before {
+            self.former = Some(Former {
+                backend,
+                until: None,
+            });
+            self.peers.clear();
+        }
+    }
+
+    /// Forgets the former backend once nobody can have a use for it any more.
+    fn age_former(&mut self, config: &Config, node: &NodeObject, selection: &Selection) {
+        let is_said = announcement(config, &self.own).is_said_by(node, &config.annotations);
+        let Some(former) = &mut self.former else {
+            return;
+        };
+        if !selection.former.is_empty() || !is_said {
+            former.until = None;
+            return;
+        }
+        let now = Instant::now();
+        let until = *former.until.get_or_insert(now + self.grace);
+        if until <= now {
+            tracing::info!(
+                backend = former.backend.name(),
+                "every node has followed the change of the backend"
+            );
+            self.former = None;
+        }
+    }
+
+    /// When the next pass has something to do though nothing changes.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Instant> {
+        let until = self.former.as_ref()?.until;
+        until.filter(|until| *until > Instant::now())
+    }
+
     /// Whether a change in the kernel asks for a full pass. While nothing is believed, what could give us an interface
     /// does.
     #[must_use]
     pub fn is_news(&self, event: &Event) -> bool {
         match &self.belief {
             Some(belief) => belief.is_news(event),
-            None => !matches!(event.object, Object::Neigh(_) | Object::Fdb(_)),
+            None => !matches!(
+                event.object,
+                Object::Neigh(_) | Object::Fdb(_) | Object::Switches(_)
+            ),
         }
     }
 
     /// Whether a change of the ruleset touched a table of ours, and was not our own doing.
     #[must_use]
     pub fn is_disturbing(&self, change: &nft::Change) -> bool {
+        self.is_of_others(change, names::TABLE_FLANNEL)
+    }
+
+    /// Whether a change of the ruleset, not our own doing, may let forwarded packets pass, or no longer.
+    #[must_use]
+    pub fn is_at_the_gate(&self, change: &nft::Change) -> bool {
+        self.is_of_others(change, forward::TABLE)
+    }
+
+    fn is_of_others(&self, change: &nft::Change, name: &str) -> bool {
         change.port != self.host.nft.port()
-            && change
-                .tables
-                .iter()
-                .any(|table| *table.name == *names::TABLE_FLANNEL)
+            && change.tables.iter().any(|table| *table.name == *name)
     }
 }

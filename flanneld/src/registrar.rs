@@ -6,7 +6,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use agent::sync::{Options, Pacer};
+use agent::{
+    events::{self, Recorder},
+    sync::{Options, Pacer},
+};
 use hostnet::vocab::Subnet;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
@@ -25,6 +28,7 @@ use crate::{
     config::Config,
     lease::{Error, Holding, Leases, Others, Owner, renew_in},
     node::NodeObject,
+    notices,
 };
 
 /// How long to wait for a controller-manager that seems to give out subnets.
@@ -52,6 +56,7 @@ pub struct View {
 #[derive(Debug)]
 pub struct Registrar {
     config: Arc<Config>,
+    configs: watch::Receiver<Arc<Config>>,
     leases: Leases,
     nodes: Api<NodeObject>,
     held: watch::Sender<Option<ByFamily<Subnet>>>,
@@ -60,6 +65,7 @@ pub struct Registrar {
     waiting_since: Option<Instant>,
     /// The last complaint, so that it is said once.
     complaint: Option<String>,
+    events: Recorder,
 }
 
 /// What is held, and for which Node.
@@ -79,19 +85,23 @@ impl Registrar {
     /// A registrar that publishes what is held to `held`.
     #[must_use]
     pub fn new(
-        config: Arc<Config>,
+        mut configs: watch::Receiver<Arc<Config>>,
         client: Client,
         held: watch::Sender<Option<ByFamily<Subnet>>>,
+        events: Recorder,
     ) -> Self {
+        let config = Arc::clone(&configs.borrow_and_update());
         let leases = Leases::new(client.clone(), &config.lease_namespace, &config.node_name);
         Self {
             config,
+            configs,
             leases,
             nodes: Api::all(client),
             held,
             holdings: None,
             waiting_since: None,
             complaint: None,
+            events,
         }
     }
 
@@ -109,6 +119,13 @@ impl Registrar {
                 () = stop.cancelled() => return,
                 changed = view.changed() => if changed.is_err() { return } else { pacer.mark() },
                 changed = announcement.changed() => if changed.is_err() { return } else { pacer.mark() },
+                changed = self.configs.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.config = Arc::clone(&self.configs.borrow_and_update());
+                    pacer.mark();
+                }
                 // After a failure the pacer knows when to try again.
                 () = sleep_until(wake), if pacer.failures() == 0 => pacer.mark(),
                 pass = pacer.due() => {
@@ -119,7 +136,11 @@ impl Registrar {
                         None => Ok(()),
                     };
                     pacer.finished(pass, result.is_ok());
-                    self.complain(result.as_ref().err());
+                    if self.complain(result.as_ref().err())
+                        && let Err(error) = &result
+                    {
+                        self.tell(error).await;
+                    }
                 }
             }
         }
@@ -272,14 +293,33 @@ impl Registrar {
         Ok(())
     }
 
-    fn complain(&mut self, error: Option<&Error>) {
+    /// Tells of trouble where a user of the cluster looks.
+    async fn tell(&self, error: &Error) {
+        let reference = |node: NodeObject| events::node(node.name(), node.uid());
+        let get = async |name: &str| Some(reference(self.nodes.get_opt(name).await.ok()??));
+        let Some(own) = get(&self.config.node_name).await else {
+            return;
+        };
+        let other = match error {
+            Error::Clash { holder, .. } => get(holder).await,
+            _ => None,
+        };
+        for notice in notices::claim(error, &own, other.as_ref()) {
+            self.events.publish(notice);
+        }
+    }
+
+    /// Logs trouble when it begins, changes and ends. Returns whether this is such a moment.
+    fn complain(&mut self, error: Option<&Error>) -> bool {
         let text = error.map(ToString::to_string);
-        if text != self.complaint {
+        let is_new = text != self.complaint;
+        if is_new {
             match &text {
                 Some(error) => tracing::warn!(error, "not registered; trying again"),
                 None => tracing::info!("registered again"),
             }
             self.complaint = text;
         }
+        is_new
     }
 }

@@ -81,6 +81,8 @@ impl Node {
             ],
             own: &own,
             peers: &peers,
+            former: None,
+            gated: &[],
         })
     }
 
@@ -103,6 +105,7 @@ impl Node {
             fdb: rtnl.fdb(None).unwrap(),
             sysctls: sysctls.collect(),
             tables: tables.into_iter().flatten().collect(),
+            ..Kernel::default()
         }
     }
 
@@ -250,6 +253,7 @@ type Harm = (
 const HARMS: &[Harm] = &[
     ("device deleted", &["ip link del flannel.1"], &[
         "ip link add flannel.1 address 02:00:00:00:00:01 mtu 1450 type vxlan id 1 dev eth0 local 192.0.2.1 dstport 8472 nolearning",
+        "sysctl -w net/ipv4/conf/flannel.1/rp_filter=2",
         "ip link set flannel.1 up",
         "ip addr add 10.244.1.0/32 dev flannel.1",
         "bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 self permanent",
@@ -323,6 +327,7 @@ const HARMS: &[Harm] = &[
     ("device replaced", &["ip link del flannel.1", "ip link add flannel.1 type bridge"], &[
         "ip link del flannel.1",
         "ip link add flannel.1 address 02:00:00:00:00:01 mtu 1450 type vxlan id 1 dev eth0 local 192.0.2.1 dstport 8472 nolearning",
+        "sysctl -w net/ipv4/conf/flannel.1/rp_filter=2",
         "ip link set flannel.1 up",
         "ip addr add 10.244.1.0/32 dev flannel.1",
         "bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 self permanent",

@@ -173,6 +173,12 @@ fn whatever_is_taken_away_is_noticed_and_put_back() {
             "bridge",
             "fdb append 02:00:00:00:00:97 dev flannel.1 dst 192.0.2.3 self permanent",
         ),
+        (
+            "ip",
+            "link set flannel.1 type vxlan id 1 dev eth0 local 192.0.2.1 learning",
+        ),
+        ("sysctl", "-w net.ipv4.ip_forward=0"),
+        ("sysctl", "-w net/ipv4/conf/flannel.1/rp_filter=1"),
         ("ip", "link set eth0 mtu 1400"),
         ("ip", "link set eth0 mtu 1500"),
     ] {
@@ -239,6 +245,128 @@ fn rules_that_are_flushed_are_put_back() {
             .expect("our own change is told, too");
         assert!(!node.reconciler.is_disturbing(&own), "and is known as ours");
     }
+}
+
+#[test]
+fn a_forward_chain_that_drops_is_opened_for_pods_and_nobody_else() {
+    require_tool("iptables-nft", "iptables");
+    let (underlay, mut nodes) = cluster(2, DUAL, &[]);
+    let outside = outsider(&underlay);
+    outside.route("10.77.0.0/16", "192.0.2.1");
+    let mut monitor = nodes[0].ns.run(hostnet::nft::Monitor::open).unwrap();
+    let before = Snapshot::of(&nodes[0].ns);
+    for program in ["iptables-nft", "ip6tables-nft"] {
+        nodes[0].ns.sh(
+            program,
+            &["-A", "FORWARD", "-s", "203.0.113.1", "-j", "ACCEPT"].map(|word| {
+                if program == "ip6tables-nft" && word == "203.0.113.1" {
+                    "2001:db8:9::1"
+                } else {
+                    word
+                }
+            }),
+        );
+        nodes[0].ns.sh(program, &["-P", "FORWARD", "DROP"]);
+    }
+    assert!(
+        ask_tcp(&nodes[0].pod, &nodes[1].pod_v4()).is_err(),
+        "it does drop"
+    );
+    let gate = |node: &TestNode| node.ns.sh("iptables-nft", &["-S", "FORWARD"]);
+    let mut open = |nodes: &mut Vec<TestNode>, when: &str| {
+        let change = std::iter::from_fn(|| monitor.next(false).unwrap());
+        let changes: Vec<_> = change.collect();
+        let told = changes
+            .iter()
+            .any(|change| nodes[0].reconciler.is_at_the_gate(change));
+        assert!(told, "{when}: not noticed");
+        nodes[0].pass(Pass::Full);
+        // The administrator's own tool understands what was put there, behind what there was.
+        let listed = gate(&nodes[0]);
+        assert!(listed.starts_with("-P FORWARD DROP\n-A FORWARD -s 203.0.113.1/32 -j ACCEPT\n-A FORWARD -s 10.244.0.0/16"), "{when}: {listed}");
+        assert!(
+            listed.contains("twill flanneld: to pods"),
+            "{when}: {listed}"
+        );
+        for address in [nodes[1].pod_v4(), nodes[1].pod_v6()] {
+            ask_tcp(&nodes[0].pod, &address)
+                .unwrap_or_else(|error| panic!("{when}: {address}: {error}"));
+            assert_eq!(nodes[0].pass(Pass::Full).ops, [], "{when}: it settles");
+        }
+        let ours = std::iter::from_fn(|| monitor.next(false).unwrap());
+        let ours: Vec<_> = ours.collect();
+        assert!(
+            !ours
+                .iter()
+                .any(|change| nodes[0].reconciler.is_at_the_gate(change)),
+            "{when}"
+        );
+    };
+    open(&mut nodes, "policy DROP");
+    nodes[0].ns.sh("iptables-nft", &["-D", "FORWARD", "2"]);
+    open(&mut nodes, "one rule deleted");
+    nodes[0].ns.sh("iptables-nft", &["-F", "FORWARD"]);
+    nodes[0].ns.sh(
+        "iptables-nft",
+        &["-A", "FORWARD", "-s", "203.0.113.1", "-j", "ACCEPT"],
+    );
+    open(&mut nodes, "all rules flushed");
+    // Where the policy is no longer in the way, nothing of ours is left.
+    for program in ["iptables-nft", "ip6tables-nft"] {
+        nodes[0].ns.sh(program, &["-P", "FORWARD", "ACCEPT"]);
+    }
+    nodes[0].pass(Pass::Full);
+    assert_eq!(
+        gate(&nodes[0]),
+        "-P FORWARD ACCEPT\n-A FORWARD -s 203.0.113.1/32 -j ACCEPT\n"
+    );
+    for family in ["ip", "ip6"] {
+        nodes[0]
+            .ns
+            .sh("nft", &["delete", "table", family, "filter"]);
+    }
+    assert_eq!(
+        before.changes(&Snapshot::of(&nodes[0].ns)),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn who_else_drops_is_named_with_the_remedy() {
+    let (_underlay, mut nodes) = cluster(1, V4, &[]);
+    let node = &mut nodes[0];
+    assert_eq!(node.pass(Pass::Full).obstacles, []);
+    node.ns.sh("iptables-legacy", &["-P", "FORWARD", "DROP"]);
+    for words in [
+        "add table inet fw",
+        "add chain inet fw f { type filter hook forward priority 0; policy drop; }",
+    ] {
+        node.ns.sh("nft", &[words]);
+    }
+    let told: Vec<String> = node
+        .pass(Pass::Full)
+        .obstacles
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(told.len(), 2, "{told:#?}");
+    // The remedies do what they say.
+    for text in &told {
+        for command in text.split('`').skip(1).step_by(2) {
+            let words: Vec<&str> = command.split(' ').collect();
+            node.ns.sh(words[0], &words[1..]);
+        }
+    }
+    assert!(
+        node.ns
+            .sh("nft", &["list", "table", "inet", "fw"])
+            .contains("ip daddr 10.244.0.0/16 accept")
+    );
+    assert!(
+        node.ns
+            .sh("iptables-legacy", &["-S", "FORWARD"])
+            .contains("-A FORWARD -s 10.244.0.0/16 -j ACCEPT")
+    );
 }
 
 #[test]
@@ -373,7 +501,12 @@ fn a_moved_underlay_address_is_followed() {
     node.ns.addr("eth0", "192.0.2.101/24");
     node.ns.route("default", "192.0.2.254");
     assert!(node.is_disturbed());
-    node.pass(Pass::Full);
+    let ops = node.pass(Pass::Full).ops;
+    assert_eq!(
+        ops.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["ip link set flannel.1 type vxlan id 1 dev eth0 local 192.0.2.101 nolearning"],
+        "nothing is lost on the way"
+    );
     introduce(&mut nodes);
     nodes[1].pass(Pass::Dirty);
     assert_eq!(

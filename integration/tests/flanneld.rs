@@ -239,6 +239,18 @@ fn nodes_come_and_go_and_bad_ones_are_left_out() {
         "02:00:00:00:40:40",
     );
     lab().api().apply(&joined).unwrap();
+    // Ages are told in seconds, within which all of this happens: a Lease makes its claim the older one for certain.
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {
+            "name": "subnet-10-244-40-0-24",
+            "namespace": "kube-system",
+            "labels": {"twill.io/subnet": "10-244-40-0-24"},
+        },
+        "spec": {"holderIdentity": "z-joins", "leaseDurationSeconds": 86400},
+    });
+    lab().api().apply(&lease).unwrap();
     for victim in lab().nodes() {
         wait_until("a route to the new node", victim, || {
             route(victim, "10.244.40.0/24").contains("via 10.244.40.0 dev flannel.1 onlink")
@@ -301,6 +313,10 @@ fn nodes_come_and_go_and_bad_ones_are_left_out() {
         lab().api().delete::<NodeObject>(None, "a-hostile").unwrap();
     }
     lab().api().delete::<NodeObject>(None, "z-joins").unwrap();
+    lab()
+        .api()
+        .delete::<Lease>(Some("kube-system"), "subnet-10-244-40-0-24")
+        .unwrap();
     for victim in lab().nodes() {
         wait_until("no trace of the node that left", victim, || {
             route(victim, "10.244.40.0/24").is_empty()

@@ -8,10 +8,10 @@ use hostnet::netlink::route::PROTOCOL_BOOT;
 use hostnet::vocab::{Family, IfName, Mac, Subnet, names};
 
 use crate::ByFamily;
-use crate::config::Backend;
+use crate::config::{Backend, Vxlan};
 use crate::iface::Uplink;
 use crate::peers::Peer;
-use crate::state::{Route, RouteKey, State};
+use crate::state::{DeviceKind, Route, RouteKey, State};
 
 /// This node's own place in one family's network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +39,40 @@ pub(crate) fn program<'a>(
         // Somebody else routes the subnets: a cloud's route table, a router.
         Backend::Alloc => {}
     }
+}
+
+/// Whether nodes of the two backends tell each other apart by what they publish: by type, and VXLAN by its VNI.
+pub fn is_another(one: &Backend, other: &Backend) -> bool {
+    match (one, other) {
+        (Backend::Vxlan(one), Backend::Vxlan(other)) => one.vni != other.vni,
+        (one, other) => one.name() != other.name(),
+    }
+}
+
+/// The backend that an earlier process has left in the kernel, if it is another than ours: nodes that still speak it
+/// are reached by it until they have learned of the change, too.
+pub fn left_behind(ours: &State, backend: &Backend) -> Option<Backend> {
+    let vxlan = ours.devices.values().find_map(|device| match &device.kind {
+        DeviceKind::Vxlan(vxlan) => Some(Backend::Vxlan(Vxlan {
+            vni: vxlan.vni,
+            port: vxlan.port,
+            gbp: vxlan.gbp,
+            learning: vxlan.learning,
+            ..Vxlan::default()
+        }))
+        .filter(|found| is_another(found, backend)),
+        DeviceKind::Other(_) => None,
+    });
+    let has_direct_routes = || {
+        let mut routes = ours.routes.values();
+        routes.any(|route| route.protocol == names::ROUTE_PROTOCOL)
+    };
+    let is_direct = |backend: &Backend| match backend {
+        Backend::Vxlan(vxlan) => vxlan.direct_routing,
+        Backend::HostGw => true,
+        Backend::Alloc => false,
+    };
+    vxlan.or_else(|| (!is_direct(backend) && has_direct_routes()).then_some(Backend::HostGw))
 }
 
 /// The MTU in bytes of the way to other nodes' pods, for pods' own interfaces.

@@ -75,6 +75,13 @@ pub(super) fn program<'a>(
     let Some(name) = device_name(family, conf.vni) else {
         return;
     };
+    if family == Family::V4 {
+        // Loose: a peer may answer by another way than the one that its packets come by (one side has DirectRouting,
+        // or is a version behind). Of this and `all` the kernel takes the greater value, so it holds where `all` is
+        // strict.
+        let rp_filter = format!("ipv4/conf/{name}/rp_filter");
+        state.sysctls.insert(rp_filter, "2".to_owned());
+    }
     if family == Family::V6 {
         // The tunnel has no routers: what is announced there is not meant for this host.
         let accept_ra = format!("ipv6/conf/{name}/accept_ra");

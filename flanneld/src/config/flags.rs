@@ -8,6 +8,9 @@ use agent::{client, logging::LogArgs};
 use clap::{ArgAction, Parser};
 use hostnet::vocab::{annotations, names};
 
+/// Where the last known peers are kept: in [`names::STATE_DIR`].
+const SNAPSHOT: &str = "/var/lib/twill/flanneld.json";
+
 /// Gives this node its pod subnet, and programs VXLAN and the routes to every other node's.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "flanneld", version = agent::metrics::VERSION, args_override_self = true)]
@@ -87,6 +90,9 @@ pub struct Flags {
         default_value = ""
     )]
     pub cni_conf_dir: String,
+    /// File that keeps the last known peers, for a start while the API server is away; empty: keep none
+    #[arg(long, env = "FLANNELD_SNAPSHOT_FILE", value_name = "FILE", default_value = SNAPSHOT)]
+    pub snapshot_file: String,
     /// Masquerade what pods send out of the pod network
     #[arg(long, env = "FLANNELD_IP_MASQ", value_parser = go_bool, action = ArgAction::Set,
           num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
@@ -242,6 +248,7 @@ mod tests {
     #[test]
     fn the_command_is_well_formed() {
         Flags::command().debug_assert();
+        assert!(SNAPSHOT.starts_with(names::STATE_DIR));
     }
 
     #[test]

@@ -14,6 +14,8 @@ use agent::client;
 use hostnet::vocab::{AnnotationKeys, Family, annotations::PrefixError};
 use regex::Regex;
 
+use crate::ByFamily;
+
 pub use flags::Flags;
 pub use net_conf::{Allocate, Backend, NetConf, Network, Vxlan};
 
@@ -47,6 +49,10 @@ pub struct Config {
     pub healthz: Option<SocketAddr>,
     /// Address of the metrics server.
     pub metrics: Option<SocketAddr>,
+    /// Where the last good state is kept, if anywhere.
+    pub snapshot_file: Option<PathBuf>,
+    /// Where net-conf.json is.
+    pub net_conf_file: PathBuf,
     /// The network's configuration.
     pub net: NetConf,
 }
@@ -117,6 +123,19 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// net-conf.json asks for what a node that runs cannot become.
+    #[error(
+        "{path}: {what} cannot change while a node runs, since its pods have addresses in {was}: undo it, or delete the \
+         Node objects one by one, so that each registers again, and restart flanneld there"
+    )]
+    Fixed {
+        /// The file.
+        path: PathBuf,
+        /// The keys.
+        what: &'static str,
+        /// The networks that the node is in.
+        was: String,
     },
     /// net-conf.json is wrong.
     #[error("{path}: {source}")]
@@ -192,9 +211,43 @@ impl Config {
             }),
             healthz: port(flags.healthz_ip, flags.healthz_port),
             metrics: port(std::net::Ipv4Addr::LOCALHOST.into(), flags.metrics_port),
+            snapshot_file: Some(&flags.snapshot_file)
+                .filter(|file| !file.is_empty())
+                .map(PathBuf::from),
+            net_conf_file: flags.net_config_path.clone(),
             net,
         };
         Ok((config, warnings))
+    }
+
+    /// Reads net-conf.json again. Returns the configuration that it makes of this one, with warnings; `None` if it says
+    /// what is in force.
+    ///
+    /// # Errors
+    /// The file cannot be read, is wrong, or asks for other networks than those that a running node is in.
+    pub fn reload(&self) -> Result<Option<(Self, Vec<String>)>, Error> {
+        let (net, warnings) = read_net_conf(&self.net_conf_file)?;
+        if net == self.net {
+            return Ok(None);
+        }
+        let networks =
+            |net: &NetConf| ByFamily::from_fn(|family| Some(net.networks.get(family)?.network));
+        let was = networks(&self.net);
+        if networks(&net) != was {
+            let was: Vec<String> = was.iter().map(|(_, network)| network.to_string()).collect();
+            return Err(Error::Fixed {
+                path: self.net_conf_file.clone(),
+                what: "Network, IPv6Network, EnableIPv4 and EnableIPv6",
+                was: was.join(" and "),
+            });
+        }
+        Ok(Some((
+            Self {
+                net,
+                ..self.clone()
+            },
+            warnings,
+        )))
     }
 }
 
@@ -237,6 +290,46 @@ mod tests {
     }
 
     const CONF: &str = r#"{"Network": "10.244.0.0/16"}"#;
+
+    #[test]
+    fn a_changed_file_is_taken_if_it_is_right_and_leaves_the_networks() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(CONF.as_bytes()).unwrap();
+        let path = format!("--net-config-path={}", file.path().display());
+        let flags = ["flanneld", "--node-name=n1", &path];
+        let (config, _) = Config::load(&Flags::try_parse_from(flags).unwrap()).unwrap();
+        let reload = |text: &str| {
+            std::fs::File::create(file.path())
+                .unwrap()
+                .write_all(text.as_bytes())
+                .unwrap();
+            config.reload()
+        };
+        assert!(
+            reload(r#"{ "Network":"10.244.0.0/16" }"#)
+                .unwrap()
+                .is_none()
+        );
+        let (new, warnings) =
+            reload(r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}, "X": 1}"#)
+                .unwrap()
+                .unwrap();
+        assert_eq!((new.net.backend, warnings.len()), (Backend::HostGw, 1));
+        for (text, part) in [
+            (
+                r#"{"Network": "10.244.0.0/16", "Backend": {"Port": 66000}}"#,
+                "Backend.Port: 66000",
+            ),
+            (
+                r#"{"Network": "10.99.0.0/16"}"#,
+                "pods have addresses in 10.244.0.0/16",
+            ),
+            ("", "not JSON"),
+        ] {
+            let error = agent::chain(&reload(text).unwrap_err());
+            assert!(error.contains(part), "{error}");
+        }
+    }
 
     #[test]
     fn flags_become_a_configuration() {

@@ -26,6 +26,8 @@ fn ops(backend: &Backend, families: &[Family], masquerade: bool) -> String {
         no_masquerade: &[subnet("192.168.0.0/16")],
         own: &own,
         peers: &peers,
+        former: None,
+        gated: &[],
     });
     let ops = diff(&State::default(), &state);
     ops.iter().map(|op| format!("{op}\n")).collect()
@@ -75,12 +77,16 @@ fn peers_of_a_family_that_is_not_ours_change_nothing() {
         no_masquerade: &[],
         own: &own,
         peers: &[],
+        former: None,
+        gated: &[],
     };
     let alone = desired(&inputs);
     let peers = [peer(Family::V6, 2)];
     assert_eq!(
         desired(&Inputs {
             peers: &peers,
+            former: None,
+            gated: &[],
             ..inputs
         }),
         alone

@@ -3,7 +3,7 @@
 //! Adds come before removes, so that packets have a way at each moment: links, switches, addresses,
 //! tables, then for the peers forwarding entries, the neighbours that lead to them, and last the
 //! routes that lead to these; then the removes, the other way round. The one exception is a device whose settings the kernel
-//! does not change: it goes before its successor of the same name comes, and all that lay on it is
+//! does not change (identifier, port): it goes before its successor of the same name comes, and all that lay on it is
 //! put back.
 
 mod op;
@@ -15,7 +15,7 @@ use hostnet::nft::{self, Changes};
 use hostnet::vocab::{Family, IfName, Mac};
 
 pub use self::op::Op;
-use crate::state::{Device, State};
+use crate::state::{Device, DeviceKind, State, Vxlan};
 
 /// What leads from `observed` to `desired`. Equal states give nothing. A switch that is only
 /// observed stays as it is.
@@ -26,7 +26,7 @@ pub fn diff(observed: &State, desired: &State) -> Vec<Op> {
         .iter()
         .filter(|(name, want)| {
             let have = observed.devices.get(name);
-            have.is_none_or(|have| have.kind != want.kind)
+            have.is_none_or(|have| have.kind != want.kind && !can_become(&have.kind, &want.kind))
         })
         .map(|(name, _)| name)
         .collect();
@@ -99,6 +99,22 @@ pub fn diff(observed: &State, desired: &State) -> Vec<Op> {
             plan.tables.push(Op::ChangeTable(changes));
         }
     }
+    for (table, rules) in &desired.admitted {
+        if observed.admitted.get(table) != Some(rules) {
+            plan.tables.push(Op::Admit {
+                table: table.clone(),
+                rules: rules.clone(),
+            });
+        }
+    }
+    for table in observed.admitted.keys() {
+        if !desired.admitted.contains_key(table) {
+            plan.remove_tables.push(Op::Admit {
+                table: table.clone(),
+                rules: Vec::new(),
+            });
+        }
+    }
     for id in observed.tables.keys() {
         if !desired.tables.contains_key(id) {
             plan.remove_tables
@@ -133,6 +149,14 @@ impl Plan {
         let dev = || name.clone();
         let mut keeps_neighs = have.is_some();
         if let Some(have) = have {
+            if let DeviceKind::Vxlan(vxlan) = &want.kind
+                && have.kind != want.kind
+            {
+                self.links.push(Op::SetVxlan {
+                    dev: dev(),
+                    vxlan: vxlan.clone(),
+                });
+            }
             if let Some(mac) = want.mac.filter(|_| have.mac != want.mac) {
                 self.links.push(Op::SetMac { dev: dev(), mac });
                 // The kernel forgets all neighbours of a device whose MAC changes, permanent ones
@@ -214,6 +238,19 @@ impl Plan {
         ]
         .concat()
     }
+}
+
+/// Whether the kernel changes a device from one kind to the other (`vxlan_changelink`): what lies on it stays then.
+fn can_become(have: &DeviceKind, want: &DeviceKind) -> bool {
+    let (DeviceKind::Vxlan(have), DeviceKind::Vxlan(want)) = (have, want) else {
+        return false;
+    };
+    let family = |vxlan: &Vxlan| vxlan.local.map(Family::of);
+    (have.vni, have.port, have.gbp) == (want.vni, want.port, want.gbp)
+        && have.local.is_some()
+        && family(have) == family(want)
+        && have.parent.is_some()
+        && want.parent.is_some()
 }
 
 fn has_mac(fdb: &BTreeSet<(Mac, IpAddr)>, mac: Mac) -> bool {

@@ -4,10 +4,11 @@ use std::fmt;
 use std::net::IpAddr;
 
 use hostnet::netlink::route::PROTOCOL_BOOT;
-use hostnet::nft::Changes;
+use hostnet::nft::{self, Changes, Rule, TableId};
 use hostnet::vocab::{Cidr, Family, IfName, Mac};
 
-use crate::state::{DeviceKind, Route, RouteKey};
+use crate::forward;
+use crate::state::{DeviceKind, Route, RouteKey, Vxlan};
 
 /// One change. "Set" adds what is not there and replaces what has the same key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,8 +69,22 @@ pub enum Op {
         /// The address.
         addr: Cidr,
     },
+    /// Changes what can be changed of a VXLAN device that is there.
+    SetVxlan {
+        /// The device.
+        dev: IfName,
+        /// Its settings from now on.
+        vxlan: Vxlan,
+    },
     /// Changes an nft table in one transaction.
     ChangeTable(Changes),
+    /// Makes these our only rules in a chain of `iptables-nft`'s.
+    Admit {
+        /// Its table.
+        table: TableId,
+        /// The rules; none takes ours away.
+        rules: Vec<Rule>,
+    },
     /// Sets the permanent neighbour of an address.
     SetNeigh {
         /// The device.
@@ -126,12 +141,14 @@ impl Op {
         match self {
             Op::CreateLink { .. }
             | Op::DeleteLink { .. }
+            | Op::SetVxlan { .. }
             | Op::SetMac { .. }
             | Op::SetMtu { .. }
             | Op::SetUp { .. } => "link",
             Op::SetSysctl { .. } => "sysctl",
             Op::AddAddr { .. } | Op::DeleteAddr { .. } => "address",
             Op::ChangeTable(_) => "table",
+            Op::Admit { .. } => "forward-rules",
             Op::SetNeigh { .. } | Op::DeleteNeigh { .. } => "neighbour",
             Op::SetFdb { .. } | Op::DeleteFdb { .. } => "fdb",
             Op::SetRoute { .. } | Op::DeleteRoute { .. } => "route",
@@ -156,6 +173,10 @@ impl fmt::Display for Op {
                 write!(f, " mtu {mtu} type {kind}")
             }
             Op::DeleteLink { dev } => write!(f, "ip link del {dev}"),
+            Op::SetVxlan { dev, vxlan } => {
+                let learning = learning(vxlan);
+                write!(f, "ip link set {dev} type vxlan {}{learning}", Ways(vxlan))
+            }
             Op::SetMac { dev, mac } => write!(f, "ip link set {dev} address {mac}"),
             Op::SetMtu { dev, mtu } => write!(f, "ip link set {dev} mtu {mtu}"),
             Op::SetUp { dev } => write!(f, "ip link set {dev} up"),
@@ -170,6 +191,17 @@ impl fmt::Display for Op {
             }
             Op::DeleteAddr { dev, addr } => write!(f, "ip addr del {addr} dev {dev}"),
             Op::ChangeTable(changes) => f.write_str(changes.to_string().trim_end()),
+            Op::Admit { table, rules } if rules.is_empty() => {
+                write!(f, "# our rules go from chain {table} {}", forward::CHAIN)
+            }
+            Op::Admit { table, rules } => {
+                let add = |rule: &Rule| nft::Op::AddRule(forward::CHAIN.into(), rule.clone());
+                let changes = Changes {
+                    table: table.clone(),
+                    ops: rules.iter().map(add).collect(),
+                };
+                write!(f, "{changes}")
+            }
             Op::SetNeigh { dev, addr, mac } => {
                 write!(
                     f,
@@ -198,20 +230,34 @@ impl fmt::Display for DeviceKind {
             DeviceKind::Vxlan(vxlan) => vxlan,
             DeviceKind::Other(kind) => return f.write_str(kind),
         };
-        write!(f, "vxlan id {}", vxlan.vni)?;
+        write!(f, "vxlan {} dstport {}", Ways(vxlan), vxlan.port)?;
+        f.write_str(learning(vxlan))?;
+        f.write_str(if vxlan.gbp { " gbp" } else { "" })
+    }
+}
+
+fn learning(vxlan: &Vxlan) -> &'static str {
+    if vxlan.learning {
+        " learning"
+    } else {
+        " nolearning"
+    }
+}
+
+/// Which VXLAN device, and how its outer packets leave, in the words of `ip link`.
+struct Ways<'a>(&'a Vxlan);
+
+impl fmt::Display for Ways<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let vxlan = self.0;
+        write!(f, "id {}", vxlan.vni)?;
         if let Some(parent) = &vxlan.parent {
             write!(f, " dev {parent}")?;
         }
         if let Some(local) = vxlan.local {
             write!(f, " local {local}")?;
         }
-        write!(f, " dstport {}", vxlan.port)?;
-        f.write_str(if vxlan.learning {
-            " learning"
-        } else {
-            " nolearning"
-        })?;
-        f.write_str(if vxlan.gbp { " gbp" } else { "" })
+        Ok(())
     }
 }
 

@@ -30,6 +30,8 @@ fn node(change: impl FnOnce(&mut Vxlan, &mut Own, &mut Vec<Peer>)) -> State {
         no_masquerade: &[],
         own: &own,
         peers: &peers,
+        former: None,
+        gated: &[],
     })
 }
 
@@ -108,7 +110,7 @@ fn what_was_deleted_from_a_device_comes_back() {
             state.sysctls.clear();
         }),
         "ip link set flannel.1 mtu 1450\n\
-         sysctl -w net/ipv4/ip_forward=1\n\
+         sysctl -w net/ipv4/conf/flannel.1/rp_filter=2\nsysctl -w net/ipv4/ip_forward=1\n\
          ip link set flannel.1 up\n\
          ip addr add 10.244.1.0/32 dev flannel.1\n\
          bridge fdb replace 02:00:00:00:00:03 dev flannel.1 dst 192.0.2.3 self permanent\n\

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hostnet::vocab::{AnnotationKeys, Family, Mac, Subnet};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::reason::Reason;
 use crate::ByFamily;
@@ -19,9 +20,10 @@ use crate::backend::Own;
 use crate::config::Backend;
 
 /// What a Node object says, as far as peers care.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFacts {
     /// The node's name.
+    #[serde(serialize_with = "name_to_text", deserialize_with = "name_from_text")]
     pub name: Arc<str>,
     /// `metadata.uid`.
     pub uid: String,
@@ -36,7 +38,7 @@ pub struct NodeFacts {
 }
 
 /// What a node's flanneld has published in annotations, as it stands there.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Published {
     /// `backend-type`.
     pub backend_type: Option<String>,
@@ -44,6 +46,14 @@ pub struct Published {
     pub backend_data: ByFamily<String>,
     /// `public-ip` and `public-ipv6`.
     pub public: ByFamily<String>,
+}
+
+fn name_to_text<S: Serializer>(name: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(name)
+}
+
+fn name_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<str>, D::Error> {
+    Ok(String::deserialize(deserializer)?.into())
 }
 
 impl Published {
@@ -65,7 +75,7 @@ impl Published {
 }
 
 /// How old a Lease is: the older ranks first, by time and then by UID.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LeaseRank {
     /// `metadata.creationTimestamp` in seconds since 1970.
     pub created: i64,
@@ -102,8 +112,19 @@ pub struct Skipped {
 pub struct Selection {
     /// The peers to program, IPv4 first, by rank.
     pub peers: Vec<Peer>,
-    /// The nodes that are left out.
+    /// Those that still speak the backend that we had before, and are reached by it.
+    pub former: Vec<Peer>,
+    /// The nodes that are left out, or only kept as they were known before.
     pub skipped: Vec<Skipped>,
+}
+
+/// What was before a change of the backend, which reaches no two nodes at the same moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Past<'a> {
+    /// The backend that we had: who still speaks it is reached by it.
+    pub former: Option<&'a Backend>,
+    /// The last peers: one that speaks another backend now, as we will once we learn of the change, is kept as it was.
+    pub peers: &'a [Peer],
 }
 
 /// Claims are served in this order, on every node alike.
@@ -139,6 +160,7 @@ pub fn select<'a>(
     own_name: &str,
     own: &ByFamily<Own>,
     backend: &Backend,
+    past: Past<'_>,
 ) -> Selection {
     let nodes: Vec<&NodeFacts> = nodes
         .into_iter()
@@ -149,18 +171,60 @@ pub fn select<'a>(
         let mut nodes = nodes.clone();
         nodes.sort_by(|a, b| a.rank(family).cmp(&b.rank(family)));
         let mut claims = Claims::default();
+        let mut left_behind = Vec::new();
         for node in nodes {
-            match admit(node, family, own, backend, &mut claims) {
-                Ok(peer) => selection.peers.push(peer),
-                Err(reason) => selection.skipped.push(Skipped {
-                    node: node.name.clone(),
-                    family,
-                    reason,
-                }),
+            let reason = match admit(node, family, own, backend, &mut claims) {
+                Ok(peer) => {
+                    selection.peers.push(peer);
+                    continue;
+                }
+                Err(reason) => reason,
+            };
+            if reason.is_another_backend() {
+                let former = past
+                    .former
+                    .map(|former| admit(node, family, own, former, &mut claims));
+                if let Some(Ok(peer)) = former {
+                    selection.former.push(peer);
+                    continue;
+                }
+                left_behind.push(node);
             }
+            selection.skipped.push(Skipped {
+                node: node.name.clone(),
+                family,
+                reason,
+            });
         }
+        // Last, so that nobody who can be reached as desired loses to one that can only be kept.
+        let kept = left_behind
+            .into_iter()
+            .filter_map(|node| keep(node, family, own, past.peers, &mut claims));
+        selection.peers.extend(kept);
     }
     selection
+}
+
+/// A node as it was known before, if it has the same subnet and address still.
+fn keep(
+    node: &NodeFacts,
+    family: Family,
+    own: &Own,
+    before: &[Peer],
+    claims: &mut Claims,
+) -> Option<Peer> {
+    let (subnet, public) = (
+        check::subnet(node, family, own).ok()?,
+        check::public(node, family, own).ok()?,
+    );
+    let peer = before
+        .iter()
+        .find(|peer| peer.node == node.name && peer.subnet == subnet && peer.public == public)?;
+    claims.subnet(subnet, &node.name).ok()?;
+    if let Some(mac) = peer.vtep {
+        claims.vtep(mac, &node.name).ok()?;
+    }
+    Some(peer.clone())
 }
 
 /// Checks one node, and claims what it needs for itself alone.
@@ -218,7 +282,10 @@ impl Claims {
         // Networks overlap only by one holding the other. As those that are claimed do not, it is
         // either the last that begins at or before our base, or one that begins inside.
         let near = self.subnets.range(..=subnet.last()).next_back();
-        if let Some((_, (taken, by))) = near.filter(|(_, (taken, _))| taken.overlaps(subnet)) {
+        let in_the_way = |(_, (taken, by)): &(&IpAddr, &(Subnet, Arc<str>))| {
+            taken.overlaps(subnet) && (*taken, by) != (subnet, node)
+        };
+        if let Some((_, (taken, by))) = near.filter(in_the_way) {
             return Err(Reason::SubnetTaken {
                 subnet,
                 taken: *taken,
@@ -230,7 +297,7 @@ impl Claims {
     }
 
     fn vtep(&mut self, mac: Mac, node: &Arc<str>) -> Result<(), Reason> {
-        if let Some(by) = self.vteps.get(&mac) {
+        if let Some(by) = self.vteps.get(&mac).filter(|by| *by != node) {
             return Err(Reason::VtepTaken {
                 mac,
                 by: by.clone(),

@@ -157,6 +157,11 @@ impl Reason {
         }
     }
 
+    /// Whether it speaks another backend than ours: the mark of a node that has learned of a change before or after us.
+    pub(crate) fn is_another_backend(&self) -> bool {
+        matches!(self, Reason::OtherBackend { .. } | Reason::OtherVni { .. })
+    }
+
     /// Whether the node is merely not ready: nothing that it says is wrong.
     pub fn is_pending(&self) -> bool {
         matches!(

@@ -44,7 +44,13 @@ fn with_lease(mut node: NodeFacts, created: i64) -> NodeFacts {
 }
 
 fn select_v4(nodes: &[NodeFacts]) -> Selection {
-    select(nodes, "node-1", &own_of(&[Family::V4]), &VXLAN)
+    select(
+        nodes,
+        "node-1",
+        &own_of(&[Family::V4]),
+        &VXLAN,
+        Past::default(),
+    )
 }
 
 /// Why one changed node is left out beside a good one, which is not.
@@ -215,7 +221,13 @@ fn bad_ipv6_addresses_are_told() {
         ("192.0.2.3", "unreadable"),
     ] {
         bad.published.public.v6 = Some(text.to_owned());
-        let selection = select([&bad], "node-1", &own_of(&[Family::V6]), &VXLAN);
+        let selection = select(
+            [&bad],
+            "node-1",
+            &own_of(&[Family::V6]),
+            &VXLAN,
+            Past::default(),
+        );
         assert_eq!(selection.skipped[0].reason.label(), label, "{text}");
     }
 }
@@ -338,7 +350,7 @@ fn families_are_judged_apart() {
     node.pod_cidrs.push("not a network".to_owned());
     node.published.public.v6 = Some("::1".to_owned());
     let own = own_of(&Family::ALL);
-    let selection = select([&node], "node-1", &own, &VXLAN);
+    let selection = select([&node], "node-1", &own, &VXLAN, Past::default());
     assert_eq!(names(&selection), ["node-3"]);
     assert_eq!(selection.skipped[0].family, Family::V6);
 }
@@ -357,6 +369,7 @@ fn host_gw_needs_the_link_and_no_vtep() {
         "node-1",
         &own_of(&[Family::V4]),
         &Backend::HostGw,
+        Past::default(),
     );
     assert_eq!(names(&selection), ["node-2"]);
     assert_eq!(selection.peers[0].vtep, None);
@@ -364,6 +377,65 @@ fn host_gw_needs_the_link_and_no_vtep() {
         selection.skipped[0].reason.to_string(),
         "its address 198.51.100.7 is behind a router: backend host-gw needs all nodes on the link of eth0"
     );
+}
+
+/// VXLAN with another VNI.
+const VNI_7: Backend = Backend::Vxlan(Vxlan {
+    vni: 7,
+    port: 8472,
+    mtu: None,
+    gbp: false,
+    learning: false,
+    direct_routing: false,
+});
+
+fn with_vni_7(mut node: NodeFacts, n: u8) -> NodeFacts {
+    node.published.backend_data.v4 = Some(format!(r#"{{"VNI":7,"VtepMAC":"{}"}}"#, mac(n)));
+    node
+}
+
+#[test]
+fn who_still_speaks_the_backend_that_we_had_is_reached_by_it() {
+    let own = own_of(&[Family::V4]);
+    let past = Past {
+        former: Some(&VXLAN),
+        peers: &[],
+    };
+    let nodes = [with_vni_7(node(2), 2), with_lease(node(3), 1)];
+    let selection = select(&nodes, "node-1", &own, &VNI_7, past);
+    assert_eq!(names(&selection), ["node-2"]);
+    assert_eq!(selection.former, [crate::fixture::peer(Family::V4, 3)]);
+    assert_eq!(selection.skipped, []);
+    // Neither backend makes a bad peer a good one.
+    let mut bad = node(3);
+    bad.pod_cidrs = vec!["10.244.2.0/24".to_owned()];
+    let selection = select([&nodes[0], &bad], "node-1", &own, &VNI_7, past);
+    assert_eq!(selection.former, []);
+    assert_eq!(selection.skipped.len(), 1);
+}
+
+#[test]
+fn who_has_learned_of_a_change_before_us_is_kept_as_it_was() {
+    let own = own_of(&[Family::V4]);
+    let before = select_v4(&[node(2), node(3)]).peers;
+    let past = Past {
+        former: None,
+        peers: &before,
+    };
+    let ahead = with_vni_7(node(3), 3);
+    let selection = select([&node(2), &ahead], "node-1", &own, &VXLAN, past);
+    assert_eq!(selection.peers, before);
+    assert_eq!(
+        selection.skipped[0].reason.label(),
+        "other-vni",
+        "and it is told"
+    );
+    let mut moved = ahead.clone();
+    moved.published.public.v4 = Some("192.0.2.99".to_owned());
+    let selection = select([&node(2), &moved], "node-1", &own, &VXLAN, past);
+    assert_eq!(names(&selection), ["node-2"], "it is no longer what it was");
+    let selection = select([&ahead], "node-1", &own, &VXLAN, Past::default());
+    assert_eq!(names(&selection), [""; 0], "nothing was known of it");
 }
 
 /// Subnets of many lengths in a small range, so that they often overlap.

@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use hostnet::netlink::addr::Scope;
 use hostnet::netlink::route::{PROTOCOL_KERNEL, RouteKind, TABLE_MAIN};
 use hostnet::netlink::{self, Addr, FdbEntry, Link, LinkKind, Neigh};
-use hostnet::nft::Table;
+use hostnet::nft::{Rule, Table, TableId};
 use hostnet::vocab::{IfName, names};
+
+use crate::forward;
 
 use super::{Device, DeviceKind, Route, RouteKey, State, Vxlan};
 
@@ -29,6 +31,10 @@ pub struct Kernel {
     pub sysctls: BTreeMap<String, String>,
     /// nft tables of our names.
     pub tables: Vec<Table>,
+    /// Who else has a say in whether forwarded packets pass.
+    pub forward: forward::Seen,
+    /// Rules with our mark in the FORWARD chain of `iptables-nft`'s tables.
+    pub admitted: BTreeMap<TableId, Vec<Rule>>,
 }
 
 /// Whether a device of this name is ours: `flannel.N` or `flannel-v6.N`, as flannel's are.
@@ -92,6 +98,12 @@ impl Kernel {
                 .tables
                 .iter()
                 .map(|table| (table.id.clone(), table.clone()))
+                .collect(),
+            admitted: self
+                .admitted
+                .iter()
+                .filter(|(_, rules)| !rules.is_empty())
+                .map(|(table, rules)| (table.clone(), rules.clone()))
                 .collect(),
         }
     }

@@ -9,7 +9,7 @@ mod kernel;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use hostnet::nft::{Table, TableId};
+use hostnet::nft::{Rule, Table, TableId};
 use hostnet::vocab::{Cidr, IfName, Mac, Subnet};
 
 pub use self::kernel::{Kernel, is_our_device};
@@ -28,6 +28,8 @@ pub struct State {
     pub sysctls: BTreeMap<String, String>,
     /// Our nft tables.
     pub tables: BTreeMap<TableId, Table>,
+    /// Our rules in the FORWARD chain of `iptables-nft`'s tables, where there are any.
+    pub admitted: BTreeMap<TableId, Vec<Rule>>,
 }
 
 /// A VXLAN device and what lies on it.

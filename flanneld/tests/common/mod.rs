@@ -5,7 +5,7 @@
     reason = "a module of several test files, each of which uses a part"
 )]
 
-use std::{fs::File, io::Write, sync::Arc};
+use std::{fs::File, io::Write, sync::Arc, time::Duration};
 
 use agent::{
     sync::Pass,
@@ -117,7 +117,7 @@ impl TestNode {
         Self {
             number,
             held: object.subnets(),
-            reconciler: Reconciler::new(host),
+            reconciler: Reconciler::new(host).with_grace(Duration::ZERO),
             index,
             ns,
             pod,

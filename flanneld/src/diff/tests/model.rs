@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use hostnet::nft::{self, Chain, Hook, Rule, Table};
+use hostnet::nft::{self, Chain, Hook, Rule, Table, TableId};
 use hostnet::vocab::{Family, IfName, Mac, names};
 use proptest::prelude::*;
 
 use super::Op;
 use crate::fixture::{mac, node_subnet};
+use crate::forward;
 use crate::state::{Device, DeviceKind, Route, RouteKey, State, Vxlan};
 
 /// The kernel's state between operations.
@@ -68,6 +69,21 @@ impl<'a> Model<'a> {
                 assert!(there.is_some(), "{op}: it is not there");
                 self.state.routes.retain(|_, route| route.dev != *dev);
                 self.state.sysctls.remove(&accept_ra(dev));
+            }
+            Op::Admit { table, rules } if rules.is_empty() => {
+                self.state.admitted.remove(table);
+            }
+            Op::Admit { table, rules } => {
+                self.state.admitted.insert(table.clone(), rules.clone());
+            }
+            Op::SetVxlan { dev, vxlan } => {
+                let device = self.device(dev, op);
+                let DeviceKind::Vxlan(have) = &device.kind else {
+                    panic!("{op}: no VXLAN device");
+                };
+                let fixed = |vxlan: &Vxlan| (vxlan.vni, vxlan.port, vxlan.gbp);
+                assert_eq!(fixed(have), fixed(vxlan), "{op}: the kernel refuses it");
+                device.kind = DeviceKind::Vxlan(vxlan.clone());
             }
             Op::SetMac { dev, mac } => {
                 let device = self.device(dev, op);
@@ -191,31 +207,50 @@ pub(super) fn desired_states() -> impl Strategy<Value = State> {
     let value = || prop::sample::select(vec!["0", "1"]);
     let sysctls = [value(), value()];
     let tables = Family::ALL.map(|family| prop::option::of(table(family)));
-    (devices, routes, sysctls, tables).prop_map(move |(devices, routes, sysctls, tables)| {
-        let devices: BTreeMap<IfName, Device> = names
-            .iter()
-            .zip(devices)
-            .filter_map(|(name, device)| Some((name.parse().unwrap(), device?)))
-            .collect();
-        let routes = routes
-            .into_iter()
-            .filter(|(_, route)| *route.dev == *"eth0" || devices.contains_key(&route.dev))
-            .collect();
-        let [forward, own] = sysctls;
-        let mut sysctls = BTreeMap::from([("ipv4/ip_forward".to_owned(), forward.to_owned())]);
-        for dev in devices.keys() {
-            sysctls.insert(accept_ra(dev), own.to_owned());
-        }
-        State {
-            devices,
-            routes,
-            sysctls,
-            tables: tables
+    let admitted = Family::ALL.map(|family| prop::option::of(admitted(family)));
+    (devices, routes, sysctls, tables, admitted).prop_map(
+        move |(devices, routes, sysctls, tables, admitted)| {
+            let devices: BTreeMap<IfName, Device> = names
+                .iter()
+                .zip(devices)
+                .filter_map(|(name, device)| Some((name.parse().unwrap(), device?)))
+                .collect();
+            let routes = routes
                 .into_iter()
-                .flatten()
-                .map(|table| (table.id.clone(), table))
-                .collect(),
-        }
+                .filter(|(_, route)| *route.dev == *"eth0" || devices.contains_key(&route.dev))
+                .collect();
+            let [forward, own] = sysctls;
+            let mut sysctls = BTreeMap::from([("ipv4/ip_forward".to_owned(), forward.to_owned())]);
+            for dev in devices.keys() {
+                sysctls.insert(accept_ra(dev), own.to_owned());
+            }
+            State {
+                devices,
+                routes,
+                sysctls,
+                tables: tables
+                    .into_iter()
+                    .flatten()
+                    .map(|table| (table.id.clone(), table))
+                    .collect(),
+                admitted: admitted.into_iter().flatten().collect(),
+            }
+        },
+    )
+}
+
+/// Our rules in another's chain, for one of two networks.
+fn admitted(family: Family) -> impl Strategy<Value = (TableId, Vec<Rule>)> {
+    let networks = match family {
+        Family::V4 => ["10.244.0.0/16", "10.99.0.0/16"],
+        Family::V6 => ["fd00::/48", "fd01::/48"],
+    };
+    let network = prop::sample::select(networks.to_vec());
+    network.prop_map(move |network| {
+        (
+            forward::table(family),
+            forward::rules(network.parse().unwrap()),
+        )
     })
 }
 

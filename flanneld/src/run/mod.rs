@@ -7,8 +7,11 @@
 //!  kernel events ──► pacer ──► pass ──► kernel ────┘
 //! ```
 //!
-//! One task owns all state. No pass runs before all Nodes are listed and a subnet is held: until then what an earlier
-//! process left in the kernel stays as it is.
+//! One task owns all state. No pass runs before all Nodes are listed and a subnet is held, unless a snapshot tells what
+//! was known last: without one, what an earlier process left in the kernel stays as it is until then.
+
+mod keep;
+mod notice;
 
 use std::{
     collections::BTreeMap,
@@ -17,35 +20,40 @@ use std::{
 };
 
 use agent::{
+    events::{self, Recorder},
     http,
     sync::{Options, Pacer, Pass},
     watch::{Delta, Selector, deltas},
 };
 use futures::StreamExt;
-use hostnet::{
-    netlink, nft,
-    vocab::{Family, Subnet},
-};
+use hostnet::vocab::{Family, Subnet, names};
+use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
 use kube::{Api, Client};
-use tokio::sync::{mpsc, watch};
+use tokio::{sync::watch, time::sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     ByFamily,
-    announce::Announcement,
+    announce::{self, Announcement},
     config::Config,
     diff::Op,
     files,
+    forward::Obstacle,
     health::{self, Health, Part},
     host::{Host, sysctl_root},
     index::{Index, LEASES},
     metrics::Counts,
     node::NodeObject,
+    notices,
     peers::Skipped,
     place::announcement,
+    recall::{self, Recalled},
     reconcile::{Reconciler, Report},
     registrar::{Registrar, View},
 };
+
+use keep::Keeper;
+use notice::{Events, Files};
 
 const PACE: Options = Options {
     min_interval: Duration::from_millis(20),
@@ -62,25 +70,31 @@ const SHOWN: usize = 20;
 /// # Errors
 /// What cannot be had at all: a port that is taken, netlink sockets, a client for the API server.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let config = Arc::new(config);
+    let (config, configs) = watch::channel(Arc::new(config));
+    let current = Arc::clone(&config.borrow());
     let (health, parts) = Health::new();
     let counts = Counts::new();
-    serve(&config, parts, &counts, &stop).await?;
+    serve(&current, parts, &counts, &stop).await?;
     // Before the first look at the kernel, so that nothing falls between.
-    let events = Events::open()?;
+    let (events, files) = (Events::open()?, Files::open()?);
     let reconciler = Reconciler::new(Host::open(sysctl_root())?);
-    let client = agent::client::connect(&config.client)?;
+    let client = agent::client::connect(&current.client)?;
 
     let (view, views) = watch::channel(None);
     let (announce, announcements) = watch::channel(None);
     let (hold, held) = watch::channel(None);
-    let registrar = Registrar::new(Arc::clone(&config), client.clone(), hold);
+    let recorder = Recorder::start(client.clone(), "flanneld", &current.node_name);
+    let registrar = Registrar::new(configs, client.clone(), hold, recorder.clone());
     let registrar = tokio::spawn(registrar.run(views, announcements, stop.clone()));
     let daemon = Loop {
-        index: Index::new(&config.node_name, config.annotations.clone()),
-        config,
+        index: Index::new(&current.node_name, current.annotations.clone()),
+        recalled: recalled(&current),
+        keeper: Keeper::new(current.snapshot_file.clone()),
+        config: current,
+        configs: config,
         reconciler,
         events,
+        files,
         view,
         announce,
         held,
@@ -88,12 +102,24 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         counts,
         skipped: BTreeMap::new(),
         complaint: None,
+        misconfigured: None,
+        obstacles: Vec::new(),
+        recorder,
     };
     tokio::select! {
         () = daemon.run(client, &stop) => Ok(()),
         // It ends when told to, or by a fault of ours, which must not go unseen.
         ended = registrar => Ok(ended?),
     }
+}
+
+/// What was known last, if it can be used.
+fn recalled(config: &Config) -> Option<Recalled> {
+    let path = config.snapshot_file.as_ref()?;
+    let recalled = recall::recall(path, config);
+    recalled
+        .map_err(|refusal| recall::explain(path, &refusal))
+        .ok()
 }
 
 /// Starts the servers for probes and metrics.
@@ -123,9 +149,14 @@ async fn serve(
 /// The loop's state.
 struct Loop {
     config: Arc<Config>,
+    configs: watch::Sender<Arc<Config>>,
     index: Index,
+    /// What was known last, until the API server has told everything.
+    recalled: Option<Recalled>,
+    keeper: Keeper,
     reconciler: Reconciler,
     events: Events,
+    files: Files,
     view: watch::Sender<Option<View>>,
     announce: watch::Sender<Option<Announcement>>,
     held: watch::Receiver<Option<ByFamily<Subnet>>>,
@@ -134,6 +165,11 @@ struct Loop {
     /// Nodes that are left out, as last logged.
     skipped: BTreeMap<(Arc<str>, Family), String>,
     complaint: Option<String>,
+    /// What is wrong with net-conf.json, while an older one is in force.
+    misconfigured: Option<String>,
+    /// Who may drop pods' packets, as last told.
+    obstacles: Vec<Obstacle>,
+    recorder: Recorder,
 }
 
 impl Loop {
@@ -146,11 +182,14 @@ impl Loop {
         let mut nodes = std::pin::pin!(deltas(Api::all(client.clone()), &Selector::default()));
         let mut leases = std::pin::pin!(deltas(Api::namespaced(client, &namespace), &leases));
         let mut pacer = Pacer::new(PACE);
+        self.files.watch_folder_of(&self.config.net_conf_file);
+        // It may have changed since it was read.
+        self.reload();
         loop {
             tokio::select! {
                 // What was told goes before passes, so that one pass serves all of it.
                 biased;
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.keep(true),
                 Some(delta) = nodes.next() => {
                     let is_own = self.is_own(&delta);
                     if self.index.node(delta) {
@@ -164,6 +203,13 @@ impl Loop {
                 Some(delta) = leases.next() => if self.index.lease(delta) { self.told(&mut pacer) },
                 Ok(()) = self.held.changed() => pacer.mark_full(),
                 full = self.events.next(&self.reconciler) => if full { pacer.mark_full() },
+                () = self.files.changed() => {
+                    self.reload();
+                    // Whether our own files are as they shall be is a pass's business.
+                    pacer.mark();
+                }
+                () = self.keeper.due() => self.keep(false),
+                () = sleep_until_some(self.reconciler.wake_at()) => pacer.mark_full(),
                 pass = pacer.due() => {
                     let done = self.pass(pass);
                     pacer.finished(pass, done);
@@ -180,11 +226,73 @@ impl Loop {
         }
     }
 
+    /// Reads net-conf.json again. A file that is wrong changes nothing, and is told once.
+    fn reload(&mut self) {
+        let trouble = match self.config.reload() {
+            Ok(Some((config, warnings))) => {
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
+                tracing::info!(backend = ?config.net.backend, "net-conf.json has changed: following it");
+                self.config = Arc::new(config);
+                self.configs.send_replace(Arc::clone(&self.config));
+                self.keeper.mark();
+                None
+            }
+            Ok(None) => None,
+            Err(error) => Some(agent::chain(&error)),
+        };
+        if trouble != self.misconfigured {
+            match &trouble {
+                Some(error) => {
+                    tracing::error!(
+                        error,
+                        "the configuration cannot be used; the last good one stays in force"
+                    );
+                }
+                None => tracing::info!("the configuration is right again"),
+            }
+            self.counts.configured(trouble.is_none());
+            self.misconfigured = trouble;
+        }
+    }
+
+    /// Our Node, for Events.
+    fn own_reference(&self) -> ObjectReference {
+        let name = &self.config.node_name;
+        let index = self
+            .recalled
+            .as_ref()
+            .map_or(&self.index, |recalled| &recalled.index);
+        events::node(name, index.uid(name).unwrap_or_default())
+    }
+
+    /// Writes what is known to disk. At the end (`last`) only what is not there yet.
+    fn keep(&mut self, last: bool) {
+        let held = self.held.borrow().filter(|_| self.index.is_complete());
+        let (Some(held), Some(own)) = (held, self.index.own()) else {
+            return self.keeper.postpone();
+        };
+        let state = recall::state(&self.config, &held, &self.index);
+        self.keeper.keep(&self.config, own.uid(), state, last);
+    }
+
     /// The index has changed.
     fn told(&mut self, pacer: &mut Pacer) {
+        if let (Some(recalled), Some(own)) = (&self.recalled, self.index.own())
+            && recalled.uid != own.uid()
+        {
+            tracing::warn!(
+                was = recalled.uid,
+                is = own.uid(),
+                "our Node is not the one that the snapshot was kept for; dropping what it said"
+            );
+            self.recalled = None;
+        }
         if !self.index.is_complete() {
             return;
         }
+        self.keeper.mark();
         self.health.set(Part::Listed, true);
         let node = self.index.own().cloned();
         let assigned = node.as_ref().map(|node| node.subnets()).unwrap_or_default();
@@ -216,15 +324,20 @@ impl Loop {
     fn pass(&mut self, pass: Pass) -> bool {
         let held = *self.held.borrow_and_update();
         self.health.set(Part::Subnet, held.is_some());
-        let (Some(held), true) = (held, self.index.is_complete()) else {
-            return true;
+        let (held, index) = match (held, self.index.is_complete(), &self.recalled) {
+            (Some(held), true, _) => {
+                self.recalled = None;
+                (held, &self.index)
+            }
+            (_, _, Some(recalled)) => (recalled.held, &recalled.index),
+            _ => return true,
         };
         // A Node that is gone for a moment takes nothing away: what was published last still stands.
-        let node = self.index.own().cloned().unwrap_or_default();
+        let node = index.own().cloned().unwrap_or_default();
         let start = Instant::now();
         let result = self
             .reconciler
-            .pass(pass, &self.config, &node, &held, &self.index);
+            .pass(pass, &self.config, &node, &held, index);
         self.health.set(Part::Kernel, result.is_ok());
         let report = match result {
             Ok(report) => report,
@@ -236,16 +349,39 @@ impl Loop {
         };
         self.counts.passed(start.elapsed().as_secs_f64(), &report);
         self.log(&report, start.elapsed());
-        let announcement = Some(announcement(&self.config, self.reconciler.own()));
+        let announcement = announcement(&self.config, self.reconciler.own());
+        let is_said = self.index.own().is_some_and(|node| {
+            announce::patch(
+                node,
+                &announcement,
+                &self.config.annotations,
+                Timestamp::now(),
+            )
+            .is_none()
+        });
+        self.health.set(Part::Published, is_said);
         self.announce.send_if_modified(|known| {
-            let new = *known != announcement;
-            *known = announcement;
+            let new = known.as_ref() != Some(&announcement);
+            *known = Some(announcement);
             new
         });
+        let mtu_was = files::pods_mtu(&self.config);
         let written = files::write(&self.config, self.reconciler.own());
+        if let (Some(was), Some(is)) = (mtu_was, files::pods_mtu(&self.config))
+            && was != is
+        {
+            tracing::warn!("{}", notices::mtu_text(was, is));
+            self.recorder
+                .publish(notices::mtu_changed(was, is, &self.own_reference()));
+        }
         self.health.set(Part::Files, written.is_ok());
         for file in written.iter().flatten() {
             tracing::info!(file = %file.display(), "written");
+        }
+        self.files.watch_folder_of(&self.config.subnet_file);
+        if let Some(folder) = &self.config.cni_conf_dir {
+            self.files
+                .watch_folder_of(&folder.join(names::CONFLIST_FILE));
         }
         let done = written.is_ok();
         self.complain(written.err().map(|error| error.to_string()));
@@ -284,13 +420,33 @@ impl Loop {
                     tracing::debug!(node = %skipped.node, family = %skipped.family, reason, "node not there yet");
                 } else {
                     tracing::warn!(node = %skipped.node, family = %skipped.family, reason, "node left out");
+                    self.tell(skipped);
                 }
             }
         }
+        for obstacle in &report.obstacles {
+            if !self.obstacles.contains(obstacle) {
+                tracing::warn!("{obstacle}");
+                self.recorder
+                    .publish(notices::obstacle(obstacle, &self.own_reference()));
+            }
+        }
+        self.obstacles.clone_from(&report.obstacles);
         self.skipped = now
             .into_iter()
             .map(|(key, skipped)| (key, skipped.reason.to_string()))
             .collect();
+    }
+
+    /// Tells of a node that is left out, if that is on us.
+    fn tell(&self, skipped: &Skipped) {
+        let names = self.index.others().map(|facts| &facts.name);
+        if notices::is_ours_to_tell(&self.config.node_name, names, &skipped.reason) {
+            let uid = |name: &str| self.index.uid(name).map(str::to_owned);
+            for notice in notices::left_out(skipped, uid) {
+                self.recorder.publish(notice);
+            }
+        }
     }
 
     /// Logs trouble when it begins, changes and ends.
@@ -307,6 +463,13 @@ impl Loop {
     }
 }
 
+async fn sleep_until_some(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn key(skipped: &Skipped) -> (Arc<str>, Family) {
     (Arc::clone(&skipped.node), skipped.family)
 }
@@ -320,79 +483,4 @@ fn is_removal(op: &Op) -> bool {
             | Op::DeleteFdb { .. }
             | Op::DeleteRoute { .. }
     )
-}
-
-/// Notice of changes in the kernel: links, addresses, routes and the like, and nftables.
-struct Events {
-    links: mpsc::Receiver<Result<netlink::Event, netlink::Error>>,
-    rules: mpsc::Receiver<Result<nft::Change, nft::Error>>,
-}
-
-impl Events {
-    fn open() -> anyhow::Result<Self> {
-        let (mut links, mut rules) = (netlink::Monitor::open()?, nft::Monitor::open()?);
-        Ok(Self {
-            links: listen(
-                "links",
-                move || links.next(true),
-                netlink::Error::is_overrun,
-            )?,
-            rules: listen(
-                "rules",
-                move || rules.next(true),
-                |error| matches!(error, nft::Error::Overrun),
-            )?,
-        })
-    }
-
-    /// Waits for a change, and tells whether it is news. Cancel safe.
-    async fn next(&mut self, reconciler: &Reconciler) -> bool {
-        tokio::select! {
-            Some(event) = self.links.recv() => match event {
-                Ok(event) => reconciler.is_news(&event),
-                Err(error) => is_lost(&error),
-            },
-            Some(change) = self.rules.recv() => match change {
-                Ok(change) if reconciler.is_disturbing(&change) => {
-                    let process = change.process.as_deref().unwrap_or("unknown");
-                    tracing::warn!(process, pid = change.pid, "someone else changed our nftables rules");
-                    true
-                }
-                Ok(_) => false,
-                Err(error) => is_lost(&error),
-            },
-            else => std::future::pending().await,
-        }
-    }
-}
-
-/// What happened is not known (too much at once, or a socket that fails), so all has to be looked at.
-fn is_lost(error: &(dyn std::error::Error + 'static)) -> bool {
-    tracing::debug!(error = agent::chain(error), "events were lost");
-    true
-}
-
-/// How many events wait to be read here. More than these the kernel keeps, until its buffer overruns, which it tells.
-const WAITING: usize = 256;
-
-/// Starts a thread that waits for the kernel. It ends with the process, or with an error that will not pass.
-fn listen<T: Send + 'static, E: Send + 'static>(
-    name: &str,
-    mut next: impl FnMut() -> Result<Option<T>, E> + Send + 'static,
-    passes: impl Fn(&E) -> bool + Send + 'static,
-) -> std::io::Result<mpsc::Receiver<Result<T, E>>> {
-    let (sender, receiver) = mpsc::channel(WAITING);
-    let wait = move || {
-        loop {
-            let Some(event) = next().transpose() else {
-                continue;
-            };
-            let last = event.as_ref().is_err_and(|error| !passes(error));
-            if sender.blocking_send(event).is_err() || last {
-                return;
-            }
-        }
-    };
-    std::thread::Builder::new().name(name.into()).spawn(wait)?;
-    Ok(receiver)
 }

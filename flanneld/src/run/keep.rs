@@ -1,0 +1,96 @@
+//! When what is known is written to disk: soon after it has changed, not at each change, and often enough that it never
+//! grows too old to be used.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    config::Config,
+    recall::{self, State},
+};
+
+/// Least time between two writes: with many nodes the file is large, and disks wear.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// A file that is as it should be is written again, so that it keeps being young.
+const REFRESH: Duration = Duration::from_secs(60 * 60);
+
+/// Writes snapshots.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    path: Option<PathBuf>,
+    /// Something has changed since the last write.
+    is_stale: bool,
+    written: Option<Instant>,
+    writing: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// One that keeps nothing if there is no file.
+    pub(super) fn new(path: Option<PathBuf>) -> Self {
+        Self {
+            path,
+            is_stale: false,
+            written: None,
+            writing: None,
+        }
+    }
+
+    /// Something has changed.
+    pub(super) fn mark(&mut self) {
+        self.is_stale = true;
+    }
+
+    /// There is nothing yet that could be written.
+    pub(super) fn postpone(&mut self) {
+        self.written = Some(Instant::now());
+    }
+
+    /// Waits until something is to be written. Cancel safe.
+    pub(super) async fn due(&self) {
+        let pause = if self.is_stale { PAUSE } else { REFRESH };
+        match (&self.path, self.written) {
+            (None, _) => std::future::pending().await,
+            (Some(_), None) if self.is_stale => (),
+            (Some(_), None) => std::future::pending().await,
+            (Some(_), Some(written)) => sleep_until(written + pause).await,
+        }
+    }
+
+    /// Writes, on a thread of its own unless it is the `last` time: a slow disk shall hold up nothing.
+    pub(super) fn keep(&mut self, config: &Arc<Config>, uid: &str, state: State, last: bool) {
+        let Some(path) = self.path.clone() else {
+            return;
+        };
+        if last && !self.is_stale {
+            return;
+        }
+        self.written = Some(Instant::now());
+        // The one before still waits for its disk: the next time serves for both.
+        if self
+            .writing
+            .as_ref()
+            .is_some_and(|task| !task.is_finished())
+        {
+            return;
+        }
+        self.is_stale = false;
+        let (config, uid) = (Arc::clone(config), uid.to_owned());
+        let write = move || match recall::keep(&path, &config, &uid, &state) {
+            Ok(()) => tracing::debug!(file = %path.display(), "what is known is kept"),
+            Err(error) => tracing::warn!(
+                error = agent::chain(&error),
+                "what is known cannot be kept for a start without the API server (--snapshot-file)"
+            ),
+        };
+        if last {
+            write();
+        } else {
+            self.writing = Some(tokio::task::spawn_blocking(write));
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What wakes the loop from outside the API: changes in the kernel, and of files.
+
+use std::path::Path;
+
+use hostnet::{dirwatch::DirWatch, netlink, nft};
+use tokio::sync::mpsc;
+
+use crate::reconcile::Reconciler;
+
+/// Notice of changes in the kernel: links, addresses, routes and the like, and nftables.
+pub(super) struct Events {
+    links: mpsc::Receiver<Result<netlink::Event, netlink::Error>>,
+    rules: mpsc::Receiver<Result<nft::Change, nft::Error>>,
+}
+
+impl Events {
+    pub(super) fn open() -> anyhow::Result<Self> {
+        let (mut links, mut rules) = (netlink::Monitor::open()?, nft::Monitor::open()?);
+        Ok(Self {
+            links: listen(
+                "links",
+                move || links.next(true),
+                netlink::Error::is_overrun,
+            )?,
+            rules: listen(
+                "rules",
+                move || rules.next(true),
+                |error| matches!(error, nft::Error::Overrun),
+            )?,
+        })
+    }
+
+    /// Waits for a change, and tells whether it is news. Cancel safe.
+    pub(super) async fn next(&mut self, reconciler: &Reconciler) -> bool {
+        tokio::select! {
+            Some(event) = self.links.recv() => match event {
+                Ok(event) => reconciler.is_news(&event),
+                Err(error) => is_lost(&error),
+            },
+            Some(change) = self.rules.recv() => match change {
+                Ok(change) if reconciler.is_disturbing(&change) => {
+                    let process = change.process.as_deref().unwrap_or("unknown");
+                    tracing::warn!(process, pid = change.pid, "someone else changed our nftables rules");
+                    true
+                }
+                Ok(change) => reconciler.is_at_the_gate(&change),
+                Err(error) => is_lost(&error),
+            },
+            else => std::future::pending().await,
+        }
+    }
+}
+
+/// What happened is not known (too much at once, or a socket that fails), so all has to be looked at.
+fn is_lost(error: &(dyn std::error::Error + 'static)) -> bool {
+    tracing::debug!(error = agent::chain(error), "events were lost");
+    true
+}
+
+/// How many events wait to be read here. More than these the kernel keeps, until its buffer overruns, which it tells.
+const WAITING: usize = 256;
+
+/// Starts a thread that waits for the kernel. It ends with the process, or with an error that will not pass.
+fn listen<T: Send + 'static, E: Send + 'static>(
+    name: &str,
+    mut next: impl FnMut() -> Result<Option<T>, E> + Send + 'static,
+    passes: impl Fn(&E) -> bool + Send + 'static,
+) -> std::io::Result<mpsc::Receiver<Result<T, E>>> {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    let wait = move || {
+        loop {
+            let Some(event) = next().transpose() else {
+                continue;
+            };
+            let last = event.as_ref().is_err_and(|error| !passes(error));
+            if sender.blocking_send(event).is_err() || last {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name(name.into()).spawn(wait)?;
+    Ok(receiver)
+}
+
+/// Notice of changes to the folders of files that we read and write.
+pub(super) struct Files {
+    watch: DirWatch,
+    changes: mpsc::Receiver<Result<(), std::io::Error>>,
+}
+
+impl Files {
+    pub(super) fn open() -> anyhow::Result<Self> {
+        let watch = DirWatch::open()?;
+        let waiting = watch.clone();
+        let changes = listen("files", move || waiting.wait().map(Some), |_| false)?;
+        Ok(Self { watch, changes })
+    }
+
+    /// Watches the folder of a file. One that was deleted meanwhile is watched again.
+    pub(super) fn watch_folder_of(&self, file: &Path) {
+        if let Some(folder) = file.parent()
+            && let Err(error) = self.watch.add(folder)
+        {
+            tracing::debug!(folder = %folder.display(), %error, "a folder cannot be watched");
+        }
+    }
+
+    /// Waits for a change. Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        if self.changes.recv().await.is_none() {
+            std::future::pending().await
+        }
+        // One look serves all that has changed so far.
+        while self.changes.try_recv().is_ok() {}
+    }
+}
