@@ -303,6 +303,7 @@ const UP: Change = Change {
     mac: None,
     mtu: None,
     master: None,
+    promisc: None,
     addr_gen_mode: None,
     ipv4: Vec::new(),
 };

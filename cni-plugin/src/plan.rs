@@ -193,6 +193,7 @@ pub fn plan(
     let port = BridgePort {
         hairpin: attachment.hairpin,
         isolated: attachment.isolated,
+        locked: false,
     };
     steps.push(Step::OpenPort {
         veth: veth.clone(),
@@ -395,6 +396,7 @@ mod tests {
             mac: Some(mac.parse().unwrap()),
             mtu: 1450,
             up: true,
+            promisc: false,
             carrier: true,
             operational: true,
             master: None,

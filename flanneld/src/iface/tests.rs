@@ -24,6 +24,7 @@ fn link(index: u32, name: &str) -> Link {
         mac: None,
         mtu: 1500,
         up: true,
+        promisc: false,
         carrier: true,
         operational: true,
         master: None,

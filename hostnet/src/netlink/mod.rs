@@ -1,5 +1,5 @@
-//! Route netlink: links, addresses, routes, neighbours and forwarding entries as plain comparable
-//! data, read from and written to the kernel.
+//! Route netlink: links, addresses, routes, neighbours, forwarding entries and traffic control as
+//! plain comparable data, read from and written to the kernel.
 //!
 //! Reading is by methods of [`Rtnl`]: `rtnl.links()`, `rtnl.routes(…)`. A change is a [`Request`]
 //! made by a function of the object's module, `route::replace(&route)`; it is sent alone by
@@ -15,6 +15,7 @@ mod monitor;
 pub mod neigh;
 pub mod route;
 mod socket;
+pub mod tc;
 
 pub use addr::Addr;
 pub use error::{AbsentOk, Error};

@@ -69,6 +69,7 @@ fn a_veth_is_made_straight_into_the_other_namespace() {
         BridgePort {
             hairpin: true,
             isolated: false,
+            locked: true,
         },
     ))
     .unwrap();
@@ -85,7 +86,8 @@ fn a_veth_is_made_straight_into_the_other_namespace() {
         veth.port,
         Some(BridgePort {
             hairpin: true,
-            isolated: false
+            isolated: false,
+            locked: true,
         })
     );
 
@@ -173,14 +175,19 @@ fn a_links_changes_are_read_back() {
         mac: Some(mac),
         mtu: Some(1300),
         master: Some(br0.index),
+        promisc: Some(true),
         addr_gen_mode: Some(AddrGenMode::None),
-        ipv4: vec![(Ipv4Conf::RpFilter, 2), (Ipv4Conf::ArpNotify, 1)],
+        ipv4: vec![
+            (Ipv4Conf::RpFilter, 2),
+            (Ipv4Conf::ArpNotify, 1),
+            (Ipv4Conf::RouteLocalnet, 1),
+        ],
     };
     rtnl.apply(link::change(name("d0"), &all)).unwrap();
     let d0 = rtnl.link(name("d0")).unwrap().unwrap();
     assert_eq!(
-        (d0.up, d0.mac, d0.mtu, d0.master),
-        (true, Some(mac), 1300, Some(br0.index))
+        (d0.up, d0.mac, d0.mtu, d0.master, d0.promisc),
+        (true, Some(mac), 1300, Some(br0.index), true)
     );
     assert_eq!(d0.addr_gen_mode, Some(AddrGenMode::None));
     let conf = |key: &str| {
@@ -192,6 +199,7 @@ fn a_links_changes_are_read_back() {
         (conf("rp_filter").trim(), conf("arp_notify").trim()),
         ("2", "1")
     );
+    assert_eq!(conf("route_localnet").trim(), "1");
     assert!(
         rtnl.addrs(Some(d0.index)).unwrap().is_empty(),
         "no link-local address by itself"

@@ -5,6 +5,7 @@ mod links;
 mod neighs;
 mod requests;
 mod routes;
+mod shaping;
 
 use std::net::IpAddr;
 

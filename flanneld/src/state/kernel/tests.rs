@@ -17,6 +17,7 @@ fn link(index: u32, name: &str, kind: LinkKind) -> Link {
         mac: Some(mac(1)),
         mtu: 1450,
         up: true,
+        promisc: false,
         carrier: true,
         operational: true,
         master: None,

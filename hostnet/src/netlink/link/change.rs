@@ -24,6 +24,8 @@ pub struct Change {
     pub master: Option<u32>,
     /// How IPv6 makes link-local addresses. Set it before the link goes up.
     pub addr_gen_mode: Option<AddrGenMode>,
+    /// Receive frames for any hardware address (`IFF_PROMISC`).
+    pub promisc: Option<bool>,
     /// Switches of IPv4 on this link: by netlink they need no writable `/proc/sys`.
     pub ipv4: Vec<(Ipv4Conf, u32)>,
 }
@@ -37,6 +39,9 @@ pub enum Ipv4Conf {
     RpFilter = 8,
     /// Announces its address when it comes up.
     ArpNotify = 22,
+    /// Packets from and to 127.0.0.0/8 may pass this link. Whoever sets it has to keep those out
+    /// that come from others (CVE-2020-8558).
+    RouteLocalnet = 26,
 }
 
 /// `IFLA_INET_CONF`.
@@ -51,6 +56,9 @@ pub struct BridgePort {
     pub hairpin: bool,
     /// The port speaks with ports that are not isolated only.
     pub isolated: bool,
+    /// Frames come in only from MACs of which the bridge has a forwarding entry for this port, and
+    /// none is learned from a frame that is refused (`IFLA_BRPORT_LOCKED`, Linux 5.18).
+    pub locked: bool,
 }
 
 /// Changes a link.
@@ -66,6 +74,11 @@ pub fn change(link: impl Into<LinkRef>, change: &Change) -> Request {
         } else {
             "down".to_owned()
         });
+    }
+    if let Some(promisc) = change.promisc {
+        message.header.change_mask |= LinkFlags::Promisc;
+        message.header.flags.set(LinkFlags::Promisc, promisc);
+        parts.push(format!("promiscuous {promisc}"));
     }
     let attributes = &mut message.attributes;
     if let Some(mac) = change.mac {
@@ -160,11 +173,12 @@ pub fn set_port(link: impl Into<LinkRef>, port: BridgePort) -> Request {
         LinkInfo::PortData(InfoPortData::BridgePort(vec![
             InfoBridgePort::HairpinMode(port.hairpin),
             InfoBridgePort::Isolated(port.isolated),
+            InfoBridgePort::Locked(port.locked),
         ])),
     ]));
     let what = format!(
-        "set bridge port {link} hairpin {}, isolated {}",
-        port.hairpin, port.isolated
+        "set bridge port {link} hairpin {}, isolated {}, locked {}",
+        port.hairpin, port.isolated, port.locked
     );
     Request::new(what, 0, RouteNetlinkMessage::NewLink(message))
 }

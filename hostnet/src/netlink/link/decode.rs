@@ -23,6 +23,7 @@ pub(in crate::netlink) fn link(message: &LinkMessage) -> Option<Link> {
         mac: None,
         mtu: 0,
         up: flags.contains(LinkFlags::Up),
+        promisc: flags.contains(LinkFlags::Promisc),
         carrier: flags.contains(LinkFlags::LowerUp),
         operational: false,
         master: None,
@@ -88,6 +89,7 @@ fn port(data: &[InfoBridgePort]) -> BridgePort {
         match item {
             InfoBridgePort::HairpinMode(on) => port.hairpin = *on,
             InfoBridgePort::Isolated(on) => port.isolated = *on,
+            InfoBridgePort::Locked(on) => port.locked = *on,
             _ => {}
         }
     }

@@ -35,6 +35,8 @@ pub struct Link {
     pub mtu: u32,
     /// Set up by an administrator (`IFF_UP`).
     pub up: bool,
+    /// Set to receive frames for any hardware address (`IFF_PROMISC`).
+    pub promisc: bool,
     /// The layer below is ready (`IFF_LOWER_UP`): a cable, a veth whose peer is up.
     pub carrier: bool,
     /// The kernel has acted upon the carrier (`IFLA_OPERSTATE` is up): packets are sent, and as a

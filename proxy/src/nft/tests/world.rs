@@ -77,6 +77,7 @@ impl World {
             let hairpin = BridgePort {
                 hairpin: true,
                 isolated: false,
+                locked: false,
             };
             apply(&node, link::set_port(name(&port), hairpin));
             pod.addr("eth0", &w(host));
