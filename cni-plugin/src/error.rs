@@ -28,10 +28,35 @@ pub enum Code {
     TryAgain = 11,
     /// STATUS: the next ADD would fail.
     NotAvailable = 50,
+    /// STATUS: the next ADD would fail, and containers that stand may have no network.
+    Limited = 51,
     /// The kernel refused a change (codes from 100 on are the plugin's own).
     Kernel = 100,
     /// CHECK: the attachment is not as ADD made it.
     Changed = 101,
+    /// The IPAM plugin failed with a code of its own.
+    Ipam = 102,
+}
+
+impl Code {
+    /// The code with which to pass on another plugin's: its own if the specification has it.
+    pub fn of_other(code: u32) -> Code {
+        [
+            Code::IncompatibleVersion,
+            Code::UnsupportedField,
+            Code::UnknownContainer,
+            Code::InvalidEnvironment,
+            Code::Io,
+            Code::Decode,
+            Code::InvalidConfig,
+            Code::TryAgain,
+            Code::NotAvailable,
+            Code::Limited,
+        ]
+        .into_iter()
+        .find(|known| *known as u32 == code)
+        .unwrap_or(Code::Ipam)
+    }
 }
 
 /// What went wrong. Its JSON form goes to standard output.

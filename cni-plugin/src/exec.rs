@@ -2,16 +2,23 @@
 
 use std::time::{Duration, Instant};
 
-use hostnet::netlink::addr;
-use hostnet::netlink::link::{self, Change, Ipv4Conf, Link, LinkKind, NewLink, NewPeer};
-use hostnet::netlink::route;
-use hostnet::netlink::{AbsentOk, Addr, Request, Route, Rtnl};
+use hostnet::netlink::link::{
+    self, BridgePort, Change, Ipv4Conf, Link, LinkKind, NewLink, NewPeer,
+};
+use hostnet::netlink::{AbsentOk, Addr, FdbEntry, Request, Route, Rtnl, addr, neigh, route};
 use hostnet::netns::NetNs;
+use hostnet::nft::Nft;
 use hostnet::sysctl::{Sysctl, SysctlError};
-use hostnet::vocab::{Cidr, Family, IfName, Subnet};
+use hostnet::vocab::{Cidr, Family, IfName, Mac};
 
 use crate::error::{CniError, Code};
+use crate::nat::{self, Flows};
 use crate::plan::{BridgeSpec, NETFILTER, Step};
+use crate::rebuild;
+use crate::record::{Record, Records};
+use crate::request::Identity;
+use crate::request::settings::ConfigRoute;
+use crate::shaping::{self, Shaping};
 
 /// How long to wait for a new port to forward. It takes the kernel a fraction of a millisecond;
 /// what is slower than this will come up without us.
@@ -23,9 +30,15 @@ pub struct Executor<'a> {
     host: &'a mut Rtnl,
     pod: &'a mut Rtnl,
     pod_ns: &'a NetNs,
+    records: &'a Records,
     bridge: Option<Link>,
+    nft: Option<Nft>,
     undo: Vec<Undo>,
 }
+
+/// How long duplicate address detection may take. The kernel asks once and waits a second unless
+/// it is told otherwise.
+const DAD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Steps that failed.
 #[derive(Clone, Debug)]
@@ -45,29 +58,42 @@ enum Undo {
     Bridge(u32),
     /// Take the address back, unless others use the bridge.
     BridgeAddr(Addr),
+    /// Delete the device that shapes what the pod sends.
+    Ifb(IfName),
+    /// Take the attachment's host ports and masquerade away.
+    Rules(Identity),
 }
 
 impl<'a> Executor<'a> {
-    /// `bridge` as it was observed, if it is there.
+    /// `bridge` as it was observed, if it is there, and the handle on nf_tables if one is open.
     pub fn new(
         host: &'a mut Rtnl,
         pod: &'a mut Rtnl,
         pod_ns: &'a NetNs,
+        records: &'a Records,
         bridge: Option<Link>,
+        nft: Option<Nft>,
     ) -> Executor<'a> {
         Executor {
             host,
             pod,
             pod_ns,
+            records,
             bridge,
+            nft,
             undo: Vec::new(),
         }
     }
 
-    /// Does all steps, and gives the bridge as it was observed or made. If one fails, those before
-    /// are undone, and the error is the first one.
-    pub fn run(mut self, steps: &[Step]) -> Result<Link, Failure> {
+    /// Does all steps, and gives the bridge as it was observed or made. If one fails, or what
+    /// `still_wanted` says afterwards, those before are undone, and the error is the first one.
+    pub fn run(
+        mut self,
+        steps: &[Step],
+        still_wanted: impl FnOnce() -> Result<(), CniError>,
+    ) -> Result<Link, Failure> {
         let done = steps.iter().try_for_each(|step| self.step(step));
+        let done = done.and_then(|()| still_wanted());
         let bridge = done.and_then(|()| self.bridge.clone().ok_or_else(no_bridge));
         bridge.map_err(|mut error| {
             let left = self.undo_all();
@@ -90,12 +116,14 @@ impl<'a> Executor<'a> {
                 mac,
                 mtu,
                 netfilter,
+                promisc,
                 up,
             } => {
                 let mut requests = Vec::new();
                 let change = Change {
                     mac: *mac,
                     mtu: *mtu,
+                    promisc: promisc.then_some(true),
                     up: up.then_some(true),
                     ..Change::default()
                 };
@@ -113,11 +141,19 @@ impl<'a> Executor<'a> {
                 ifname,
                 addrs,
                 routes,
-            } => self.configure_pod(ifname, addrs, routes),
-            Step::OpenPort { veth, port } => {
-                self.host.apply(link::set_port(veth, *port))?;
-                self.await_port(veth)
+                dad,
+            } => self.configure_pod(ifname, addrs, routes, *dad),
+            Step::OpenPort {
+                veth,
+                port,
+                only,
+                wait,
+            } => {
+                self.set_port(veth, *port, *only)?;
+                if *wait { self.await_port(veth) } else { Ok(()) }
             }
+            Step::Shape(shaping) => self.shape(shaping),
+            Step::Publish(record) => self.publish(record),
             Step::Forward(family) => {
                 Sysctl::default().ensure(forwarding_key(*family), "1")?;
                 Ok(())
@@ -146,10 +182,13 @@ impl<'a> Executor<'a> {
             .ok_or_else(|| bridge_gone(&spec.name))?;
         if ours {
             self.undo.push(Undo::Bridge(made.index));
-            // A pod must not be able to give the node routes (CVE-2020-10749).
-            ensure_if_there(&format!("ipv6/conf/{}/accept_ra", spec.name), "0")?;
+            bridge_switches(&spec.name)?;
         }
-        self.host.apply(link::change(made.index, &UP))?;
+        let up = Change {
+            promisc: spec.promisc.then_some(true),
+            ..UP
+        };
+        self.host.apply(link::change(made.index, &up))?;
         self.bridge = Some(made);
         Ok(())
     }
@@ -206,7 +245,8 @@ impl<'a> Executor<'a> {
         &mut self,
         ifname: &IfName,
         addrs: &[Cidr],
-        routes: &[(Subnet, std::net::IpAddr)],
+        routes: &[ConfigRoute],
+        dad: bool,
     ) -> Result<(), CniError> {
         let index = self
             .pod
@@ -217,6 +257,12 @@ impl<'a> Executor<'a> {
         let switches = || {
             // A pod must not take routes from another pod.
             ensure_if_there(&format!("ipv6/conf/{ifname}/accept_ra"), "0")?;
+            // Nor wait a second for its link-local address, which no other has.
+            if !dad {
+                ensure_if_there(&format!("ipv6/conf/{ifname}/accept_dad"), "0")?;
+            }
+            // Who sets the interface down and up again keeps its addresses.
+            ensure_if_there(&format!("ipv6/conf/{ifname}/keep_addr_on_down"), "1")?;
             // Some runtimes turn it off in each new namespace.
             if v6 {
                 ensure(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")
@@ -234,15 +280,107 @@ impl<'a> Executor<'a> {
         };
         let mut requests: Vec<Request> = addrs
             .iter()
-            .map(|addr| addr::add(&Addr::new(index, *addr)))
+            .map(|cidr| {
+                let addr = Addr::new(index, *cidr);
+                let nodad = addr.nodad && !dad;
+                addr::add(&Addr { nodad, ..addr })
+            })
             .collect();
         requests.push(link::change(index, &up));
-        requests.extend(
-            routes
-                .iter()
-                .map(|(dst, gateway)| route::add(&Route::new(*dst, Some(*gateway), Some(index)))),
-        );
-        all(self.pod, &requests)
+        requests.extend(routes.iter().map(|wanted| {
+            let mut route = Route::new(wanted.dst, wanted.gw, Some(index));
+            route.mtu = wanted.mtu;
+            route.advmss = wanted.advmss;
+            route.metric = wanted.priority.unwrap_or(route.metric);
+            route.table = wanted.table.unwrap_or(route.table);
+            route.scope = wanted.kernel_scope().unwrap_or(route.scope);
+            route::add(&route)
+        }));
+        all(self.pod, &requests)?;
+        if dad && v6 {
+            self.await_dad(index)?;
+        }
+        Ok(())
+    }
+
+    /// Until the kernel knows that nobody else has the addresses.
+    fn await_dad(&mut self, index: u32) -> Result<(), CniError> {
+        let start = Instant::now();
+        loop {
+            let open = self.pod.unconfirmed(index)?;
+            if let Some((addr, _)) = open.iter().find(|(_, failed)| *failed) {
+                let msg = format!("somebody on the network has the address {addr} already");
+                return Err(CniError::new(Code::TryAgain, msg));
+            }
+            if open.is_empty() {
+                return Ok(());
+            }
+            if start.elapsed() > DAD_PATIENCE {
+                let msg = "duplicate address detection does not come to an end: try again";
+                return Err(CniError::new(Code::TryAgain, msg));
+            }
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "it lasts a second, and the kernel tells only who listened before"
+            )]
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn set_port(
+        &mut self,
+        veth: &IfName,
+        port: BridgePort,
+        only: Option<Mac>,
+    ) -> Result<(), CniError> {
+        let Some(mac) = only else {
+            return Ok(self.host.apply(link::set_port(veth, port))?);
+        };
+        let found = self.host.link(veth)?.ok_or_else(|| gone(veth))?;
+        // A port that is locked learns nothing: the pod's MAC has to be known before.
+        self.host
+            .apply(neigh::fdb_replace(&FdbEntry::port(found.index, mac)))?;
+        self.host.apply(link::set_port(veth, port))?;
+        let found = self.host.link(veth)?.ok_or_else(|| gone(veth))?;
+        match found.port {
+            Some(port) if port.locked => Ok(()),
+            // An older kernel passes over what it does not know.
+            _ => {
+                let msg = "macspoofchk needs bridge ports that can be locked (Linux 5.18), which \
+                           this kernel does not have";
+                Err(CniError::new(Code::InvalidConfig, msg))
+            }
+        }
+    }
+
+    fn shape(&mut self, shaping: &Shaping) -> Result<(), CniError> {
+        if let Some((ifb, _)) = &shaping.egress {
+            self.undo.push(Undo::Ifb(ifb.clone()));
+        }
+        shaping.apply(self.host).map(drop)
+    }
+
+    /// The rules first: among them is the guard that makes the switch harmless.
+    fn publish(&mut self, record: &Record) -> Result<(), CniError> {
+        let nft = match &mut self.nft {
+            Some(nft) => nft,
+            none => none.insert(Nft::open()?),
+        };
+        self.undo.extend(record.identity().map(Undo::Rules));
+        nat::publish(nft, record, self.records)?;
+        if nat::needs_route_localnet(record) {
+            let bridge = self.bridge_index()?;
+            let key = format!("ipv4/conf/{}/route_localnet", record.bridge);
+            if Sysctl::default().get(key)? != "1" {
+                self.host.apply(rebuild::route_localnet(bridge))?;
+            }
+        }
+        if !record.ports.is_empty() {
+            let addrs = self.host.addrs(None)?;
+            let local: Vec<_> = addrs.iter().map(|addr| addr.cidr.addr()).collect();
+            nat::forget(record, Flows::NotToIt, &local)?;
+        }
+        Ok(())
     }
 
     /// Until the port forwards, what the pod sends first is lost, and what is lost is sent again
@@ -289,6 +427,13 @@ impl<'a> Executor<'a> {
 
     fn undo_one(&mut self, undo: &Undo) -> Result<(), CniError> {
         let request = match undo {
+            Undo::Ifb(name) => return shaping::remove_ifb(self.host, name),
+            Undo::Rules(identity) => {
+                return match &mut self.nft {
+                    Some(nft) => nat::withdraw(nft, identity).map(drop),
+                    None => Ok(()),
+                };
+            }
             Undo::Veth(veth) => link::delete(veth),
             Undo::Bridge(index) if self.host.ports(*index)?.is_empty() => link::delete(*index),
             Undo::BridgeAddr(addr) if self.host.ports(addr.link)?.is_empty() => addr::delete(addr),
@@ -308,6 +453,15 @@ const UP: Change = Change {
     ipv4: Vec::new(),
 };
 
+/// Switches of a new bridge, before it is set up.
+pub(crate) fn bridge_switches(bridge: &IfName) -> Result<(), CniError> {
+    // A pod must not be able to give the node routes (CVE-2020-10749).
+    ensure_if_there(&format!("ipv6/conf/{bridge}/accept_ra"), "0")?;
+    // Neighbours are asked from the link-local address. While that is being checked for
+    // duplicates, nothing from outside reaches a pod.
+    ensure_if_there(&format!("ipv6/conf/{bridge}/accept_dad"), "0")
+}
+
 /// The families that the node forwards now.
 pub fn forwarded(families: &[Family]) -> Result<Vec<Family>, CniError> {
     let mut forwarded = Vec::new();
@@ -324,6 +478,10 @@ fn forwarding_key(family: Family) -> &'static str {
         Family::V4 => "ipv4/ip_forward",
         Family::V6 => "ipv6/conf/all/forwarding",
     }
+}
+
+fn gone(name: &IfName) -> CniError {
+    CniError::new(Code::Kernel, format!("{name} vanished at the same moment"))
 }
 
 fn no_bridge() -> CniError {

@@ -3,7 +3,9 @@
 //! A call goes through these rooms: [`request`] (environment and configuration, raw and then
 //! validated) → [`attachment`] (what shall be) → [`plan`] (the steps there; pure) → [`exec`]
 //! (does them, and undoes them when one fails) → [`result`] (told in the version asked for).
-//! [`ipam`] gives the addresses, [`record`] remembers what was made.
+//! [`ipam`] gives the addresses, [`record`] remembers what was made, [`nat`] has the host ports
+//! and the masquerade, [`shaping`] the bandwidth. [`rebuild`] puts back, from the records, what
+//! somebody took away; flanneld calls it.
 #![forbid(unsafe_code)]
 
 pub mod attachment;
@@ -11,10 +13,14 @@ pub mod error;
 pub mod exec;
 pub mod help;
 pub mod ipam;
+pub mod nat;
 pub mod plan;
+pub mod rebuild;
 pub mod record;
 pub mod request;
+pub mod resolv_conf;
 pub mod result;
+pub mod shaping;
 pub mod verbs;
 pub mod version;
 
@@ -55,23 +61,23 @@ fn dispatch(verb: Verb, raw: &RawRequest, config: &Config) -> Result<String, Cni
     }
     match verb {
         Verb::Add => {
-            let outcome = verbs::add::add(&Target::of(raw, true)?, config)?;
+            let outcome = verbs::add::add(&Target::of(raw, true)?, config, raw)?;
             Ok(outcome.to_json(version))
         }
         Verb::Del => {
-            verbs::del::del(&Target::of(raw, false)?, &config.place)?;
+            verbs::del::del(&Target::of(raw, false)?, &config.place, raw)?;
             Ok(String::new())
         }
         Verb::Check => {
-            verbs::check::check(&Target::of(raw, true)?, config)?;
+            verbs::check::check(&Target::of(raw, true)?, config, raw)?;
             Ok(String::new())
         }
         Verb::Status => {
-            verbs::status::status(config)?;
+            verbs::status::status(config, raw)?;
             Ok(String::new())
         }
         Verb::Gc => {
-            verbs::gc::gc(config)?;
+            verbs::gc::gc(config, raw)?;
             Ok(String::new())
         }
         Verb::Version => Ok(version::answer()),

@@ -5,11 +5,16 @@ use std::net::IpAddr;
 
 use hostnet::netlink::Addr;
 use hostnet::netlink::link::{Bridge, BridgePort, Link, LinkKind};
-use hostnet::vocab::{Cidr, Family, IfName, Mac, Subnet};
+use hostnet::vocab::{Cidr, Family, IfName, Mac};
 
 use crate::attachment::{Attachment, BridgeWanted};
 use crate::error::{CniError, Code};
+use crate::nat;
+use crate::rebuild;
+use crate::record::Record;
 use crate::request::Identity;
+use crate::request::settings::ConfigRoute;
+use crate::shaping::Shaping;
 
 /// What is there before an ADD.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +43,8 @@ pub enum Step {
         mtu: Option<u32>,
         /// Netfilter's sight of bridged frames.
         netfilter: bool,
+        /// Receive frames for any MAC.
+        promisc: bool,
         /// Set it up.
         up: bool,
     },
@@ -69,8 +76,10 @@ pub enum Step {
         ifname: IfName,
         /// Its addresses.
         addrs: Vec<Cidr>,
-        /// Its routes by their next hops.
-        routes: Vec<(Subnet, IpAddr)>,
+        /// Its routes, each with its next hop.
+        routes: Vec<ConfigRoute>,
+        /// Wait until nobody else claims an IPv6 address.
+        dad: bool,
     },
     /// Set the port's manners, and see that it forwards.
     OpenPort {
@@ -78,7 +87,15 @@ pub enum Step {
         veth: IfName,
         /// The manners.
         port: BridgePort,
+        /// The pod's MAC, if no other may send.
+        only: Option<Mac>,
+        /// Whether to wait until it forwards: not if the pod's end stays down.
+        wait: bool,
     },
+    /// Limit its bandwidth.
+    Shape(Shaping),
+    /// Lead host ports to it, and masquerade.
+    Publish(Box<Record>),
     /// Let the node forward a family.
     Forward(Family),
     /// Take an address of an earlier subnet from the bridge.
@@ -94,6 +111,8 @@ pub struct BridgeSpec {
     pub mac: Mac,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// It receives frames for any MAC.
+    pub promisc: bool,
 }
 
 /// What netfilter sees of the bridge's frames: all. A pod that calls a service by its cluster
@@ -118,18 +137,32 @@ pub fn veth_mac(identity: &Identity) -> Mac {
 }
 
 fn hash(identity: &Identity) -> u64 {
-    let text = format!("{}/{}", identity.container_id, identity.ifname);
+    fnv1a(&format!("{}/{}", identity.container_id, identity.ifname))
+}
+
+fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
-/// The MAC of the pod's end: that of its first address. When an address goes to another pod, the
-/// neighbours' caches stay right.
-pub fn pod_mac(addrs: &[Cidr]) -> Mac {
-    addrs
-        .first()
-        .map_or(Mac::ZERO, |addr| Mac::for_ip(addr.addr()))
+/// The name of the device that shapes what an attachment sends: `bwp`, as the reference plugin's
+/// begin, and the same bits.
+pub fn ifb_name(identity: &Identity) -> String {
+    format!("bwp{:011x}", hash(identity) >> 20)
+}
+
+/// The MAC of the end of a pod without addresses. (With one it is that of its first address: when
+/// the address goes to another pod, the neighbours' caches stay right.)
+pub fn pod_mac(identity: &Identity) -> Mac {
+    let [a, b, c, d, e, f, ..] = hash(identity).to_be_bytes();
+    Mac::local_from([a, b, c, d, e, f])
+}
+
+/// The MAC of a bridge without a gateway's address.
+pub fn bridge_mac(name: &IfName) -> Mac {
+    let hash = fnv1a(name.as_str()).to_le_bytes();
+    Mac::local_from([hash[0], hash[1], hash[2], hash[3], hash[4], hash[5]])
 }
 
 /// Whether the bridge has an address that may be ours, of an earlier subnet: any that is not
@@ -145,14 +178,14 @@ fn unwanted<'a>(wanted: &'a BridgeWanted, addrs: &'a [Addr]) -> impl Iterator<It
     })
 }
 
-/// Plans an ADD. `addrs` are the pod's, one for each range of the attachment.
+/// Plans an ADD of an attachment that has its addresses, and its record.
 pub fn plan(
     attachment: &Attachment,
-    veth: &IfName,
-    addrs: &[Cidr],
+    record: &Record,
     observed: &Observed,
 ) -> Result<Vec<Step>, CniError> {
     let wanted = &attachment.bridge;
+    let addrs: Vec<Cidr> = attachment.addresses.iter().map(|a| a.address).collect();
     let mut steps = Vec::new();
     let mut stale = Vec::new();
     match &observed.bridge {
@@ -161,6 +194,7 @@ pub fn plan(
                 name: wanted.name.clone(),
                 mac: wanted.mac,
                 mtu: attachment.mtu,
+                promisc: wanted.promisc,
             }));
             steps.extend(wanted.addrs.iter().map(|cidr| add_addr(wanted, *cidr)));
         }
@@ -171,45 +205,79 @@ pub fn plan(
                 .iter()
                 .filter(|cidr| !present.iter().any(|addr| addr.cidr == **cidr));
             steps.extend(missing.map(|cidr| add_addr(wanted, *cidr)));
-            stale = unwanted(wanted, present)
-                .filter(|addr| is_stale(wanted, addr, &observed.gateways_in_use))
-                .collect();
+            for addr in unwanted(wanted, present) {
+                if in_the_way(wanted, addr)? || is_stale(wanted, addr, &observed.gateways_in_use) {
+                    stale.push(*addr);
+                }
+            }
         }
     }
     let ifname = attachment.identity.ifname.clone();
     steps.push(Step::CreateVeth {
-        veth: veth.clone(),
+        veth: record.veth.clone(),
         mac: veth_mac(&attachment.identity),
         bridge: wanted.name.clone(),
         ifname: ifname.clone(),
-        pod_mac: pod_mac(addrs),
+        pod_mac: attachment.mac,
         mtu: attachment.mtu,
     });
-    steps.push(Step::ConfigurePod {
-        ifname,
-        addrs: addrs.to_vec(),
-        routes: routes(attachment, addrs),
-    });
-    let port = BridgePort {
-        hairpin: attachment.hairpin,
-        isolated: attachment.isolated,
-        locked: false,
-    };
+    if !attachment.pod_down {
+        steps.push(Step::ConfigurePod {
+            ifname,
+            addrs: addrs.clone(),
+            routes: attachment.kernel_routes(),
+            dad: attachment.dad,
+        });
+    }
+    steps.extend(Shaping::of(record).map(Step::Shape));
     steps.push(Step::OpenPort {
-        veth: veth.clone(),
-        port,
+        veth: record.veth.clone(),
+        port: rebuild::port(record),
+        only: attachment.locked.then_some(attachment.mac),
+        wait: !attachment.pod_down,
     });
+    if !nat::families(record).is_empty() {
+        steps.push(Step::Publish(Box::new(record.clone())));
+    }
     // These come last: others rely upon them at once, so they are not undone.
     if !wanted.addrs.is_empty() {
-        let families = addrs.iter().map(|addr| addr.family());
+        let mut families: Vec<Family> = addrs.iter().map(|addr| addr.family()).collect();
+        families.dedup();
         steps.extend(
             families
+                .into_iter()
                 .filter(|f| !observed.forwarded.contains(f))
                 .map(Step::Forward),
         );
     }
-    steps.extend(stale.into_iter().copied().map(Step::RemoveBridgeAddr));
+    steps.extend(stale.into_iter().map(Step::RemoveBridgeAddr));
     Ok(steps)
+}
+
+/// Whether an address of the bridge's has to go before it can be the gateway: where the subnet
+/// cannot change, any other IPv4 address, and an IPv6 address in one of its subnets (the bridge
+/// plugin's rule).
+///
+/// # Errors
+/// Code 7 if it has to, and `forceAddress` does not allow it.
+pub fn in_the_way(wanted: &BridgeWanted, addr: &Addr) -> Result<bool, CniError> {
+    let overlaps = |ours: &Cidr| match ours.family() {
+        Family::V4 => addr.cidr.family() == Family::V4,
+        Family::V6 => ours.subnet().overlaps(addr.cidr.subnet()),
+    };
+    let conflicts = wanted.addrs.iter().any(overlaps);
+    if !conflicts || (wanted.networks.is_some() && !wanted.force_address) {
+        return Ok(false);
+    }
+    if wanted.force_address {
+        return Ok(true);
+    }
+    let msg = format!(
+        "{} has the address {} already, which is not its gateway address: take it away, name \
+         another bridge, or set forceAddress",
+        wanted.name, addr.cidr
+    );
+    Err(CniError::new(Code::InvalidConfig, msg))
 }
 
 fn add_addr(wanted: &BridgeWanted, cidr: Cidr) -> Step {
@@ -230,12 +298,14 @@ fn alter(wanted: &BridgeWanted, mtu: u32, link: &Link) -> Result<Option<Step>, C
     };
     let mtu = Some(mtu).filter(|mtu| link.mtu < *mtu);
     let netfilter = settings != NETFILTER;
-    let nothing = mac.is_none() && mtu.is_none() && !netfilter && link.up;
+    let promisc = wanted.promisc && !link.promisc;
+    let nothing = mac.is_none() && mtu.is_none() && !netfilter && !promisc && link.up;
     Ok((!nothing).then(|| Step::AlterBridge {
         bridge: wanted.name.clone(),
         mac,
         mtu,
         netfilter,
+        promisc,
         up: !link.up,
     }))
 }
@@ -248,7 +318,7 @@ pub fn bridge_settings(link: &Link) -> Result<Bridge, CniError> {
             other => other,
         };
         let msg = format!(
-            "{} is not a bridge but {kind}: rename it, or name another bridge in delegate.bridge",
+            "{} is not a bridge but {kind}: rename it, or name another bridge with the key bridge",
             link.name
         );
         return Err(CniError::new(Code::InvalidConfig, msg));
@@ -263,6 +333,7 @@ fn is_stale(wanted: &BridgeWanted, addr: &Addr, in_use: &[IpAddr]) -> bool {
     let of_ours = wanted
         .networks
         .iter()
+        .flatten()
         .any(|network| network.contains_subnet(subnet))
         && wanted
             .addrs
@@ -270,28 +341,6 @@ fn is_stale(wanted: &BridgeWanted, addr: &Addr, in_use: &[IpAddr]) -> bool {
             .any(|ours| ours.prefix() == addr.cidr.prefix())
         && subnet.gateway() == Some(addr.cidr);
     of_ours && !in_use.contains(&addr.cidr.addr())
-}
-
-/// The kernel's routes. One to the pod's own subnet is there with its address.
-fn routes(attachment: &Attachment, addrs: &[Cidr]) -> Vec<(Subnet, IpAddr)> {
-    let gateway_for = |family| {
-        let range = attachment
-            .ranges
-            .iter()
-            .find(|range| range.subnet().family() == family)?;
-        Some(range.gateway_cidr().addr())
-    };
-    attachment
-        .routes
-        .iter()
-        .filter(|route| !addrs.iter().any(|addr| addr.subnet() == route.dst))
-        .filter_map(|route| {
-            Some((
-                route.dst,
-                route.gateway.or(gateway_for(route.dst.family()))?,
-            ))
-        })
-        .collect()
 }
 
 impl fmt::Display for Step {
@@ -302,13 +351,15 @@ impl fmt::Display for Step {
                     f,
                     "create bridge {} mac {} mtu {}",
                     spec.name, spec.mac, spec.mtu
-                )
+                )?;
+                write!(f, "{}", if spec.promisc { " promisc" } else { "" })
             }
             Step::AlterBridge {
                 bridge,
                 mac,
                 mtu,
                 netfilter,
+                promisc,
                 up,
             } => {
                 write!(f, "alter bridge {bridge}")?;
@@ -320,6 +371,9 @@ impl fmt::Display for Step {
                 }
                 if *netfilter {
                     write!(f, " netfilter")?;
+                }
+                if *promisc {
+                    write!(f, " promisc")?;
                 }
                 if *up { write!(f, " up") } else { Ok(()) }
             }
@@ -341,21 +395,41 @@ impl fmt::Display for Step {
                 ifname,
                 addrs,
                 routes,
+                dad,
             } => {
                 write!(f, "in the pod: {ifname}")?;
                 addrs
                     .iter()
                     .try_for_each(|addr| write!(f, " address {addr}"))?;
-                routes
-                    .iter()
-                    .try_for_each(|(dst, gateway)| write!(f, ", route {dst} via {gateway}"))
+                for route in routes {
+                    write!(f, ", route {}", route.dst)?;
+                    if let Some(gateway) = route.gw {
+                        write!(f, " via {gateway}")?;
+                    }
+                }
+                write!(f, "{}", if *dad { ", wait for DAD" } else { "" })
             }
-            Step::OpenPort { veth, port } => {
+            Step::OpenPort {
+                veth, port, only, ..
+            } => {
                 write!(
                     f,
                     "open port {veth} hairpin {} isolated {}",
                     port.hairpin, port.isolated
-                )
+                )?;
+                match only {
+                    Some(mac) => write!(f, " only for {mac}"),
+                    None => Ok(()),
+                }
+            }
+            Step::Shape(shaping) => write!(f, "limit the bandwidth of {}", shaping.veth),
+            Step::Publish(record) => {
+                write!(f, "publish")?;
+                for port in &record.ports {
+                    write!(f, " {port}")?;
+                }
+                let masq = record.masquerade_except.is_some();
+                write!(f, "{}", if masq { " masquerade" } else { "" })
             }
             Step::Forward(family) => write!(f, "forward {family}"),
             Step::RemoveBridgeAddr(addr) => write!(f, "remove address {addr}"),
@@ -365,8 +439,10 @@ impl fmt::Display for Step {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
-    use crate::attachment::tests::{ENV, attachment, identity};
+    use crate::attachment::tests::{ENV, attachment, identity, ips, plain};
 
     const CONF: &str = r#","delegate":{"isDefaultGateway":true,"hairpinMode":true}"#;
 
@@ -378,14 +454,20 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
+    fn planned(
+        made: Attachment,
+        addrs: &[IpAddr],
+        observed: &Observed,
+    ) -> Result<Vec<String>, CniError> {
+        let made = made.with_addresses(addrs).unwrap();
+        let mut record = Record::of(&made, "cbr0", "/run/netns/x".as_ref(), "boot").unwrap();
+        record.veth = IfName::new("veth1").unwrap();
+        let steps = plan(&made, &record, observed)?;
+        Ok(steps.iter().map(Step::to_string).collect())
+    }
+
     fn texts(env: &str, addrs: &[&str], observed: &Observed) -> Vec<String> {
-        let made = attachment(env, CONF).unwrap();
-        let veth = IfName::new("veth1").unwrap();
-        plan(&made, &veth, &cidrs(addrs), observed)
-            .unwrap()
-            .iter()
-            .map(Step::to_string)
-            .collect()
+        planned(attachment(env, CONF).unwrap(), &ips(addrs), observed).unwrap()
     }
 
     fn bridge(mac: &str) -> Link {
@@ -427,7 +509,7 @@ mod tests {
     fn the_first_pod_of_a_node() {
         let steps = texts(
             ENV,
-            &["10.244.3.81/24", "fd00:0:0:3::51/64"],
+            &["10.244.3.81", "fd00:0:0:3::51"],
             &Observed::default(),
         );
         assert_eq!(
@@ -454,7 +536,7 @@ mod tests {
             &["10.244.3.1/24", "fe80::1/64"],
             &[],
         );
-        assert_eq!(texts(&v4(), &["10.244.3.81/24"], &observed), POD);
+        assert_eq!(texts(&v4(), &["10.244.3.81"], &observed), POD);
     }
 
     #[test]
@@ -464,13 +546,13 @@ mod tests {
         link.mtu = 1400;
         link.up = false;
         let observed = on_bridge(link, &["10.244.3.1/24"], &[]);
-        let steps = texts(&v4(), &["10.244.3.81/24"], &observed);
+        let steps = texts(&v4(), &["10.244.3.81"], &observed);
         assert_eq!(
             steps[0],
             "alter bridge cni0 mac 9e:00:00:00:00:01 mtu 1450 netfilter up"
         );
         let empty = on_bridge(bridge("00:00:00:00:00:00"), &["10.244.3.1/24"], &[]);
-        let steps = texts(&v4(), &["10.244.3.81/24"], &empty);
+        let steps = texts(&v4(), &["10.244.3.81"], &empty);
         assert_eq!(steps[0], "alter bridge cni0 mac 0a:58:0a:f4:03:01");
     }
 
@@ -483,12 +565,13 @@ mod tests {
             "10.244.7.5/24",
         ];
         let observed = on_bridge(bridge("0a:58:0a:f4:09:01"), &addrs, &["10.244.8.1"]);
-        let steps = texts(&v4(), &["10.244.3.81/24"], &observed);
+        let steps = texts(&v4(), &["10.244.3.81"], &observed);
         assert_eq!(steps[0], "add address 10.244.3.1/24 to cni0");
         // What old pods still use, what is another's, and what is no gateway's stays.
         assert_eq!(steps.last().unwrap(), "remove address 10.244.9.1/24 dev #7");
         assert_eq!(steps.len(), POD.len() + 2);
         let made = attachment(&v4(), CONF).unwrap();
+        let made = made.with_addresses(&ips(&["10.244.3.81"])).unwrap();
         assert!(may_be_stale(&made.bridge, &observed.bridge.unwrap().1));
     }
 
@@ -497,8 +580,8 @@ mod tests {
         let mut link = bridge("0a:58:0a:f4:03:01");
         link.kind = LinkKind::Veth;
         let made = attachment(&v4(), CONF).unwrap();
-        let veth = IfName::new("veth1").unwrap();
-        let error = plan(&made, &veth, &[], &on_bridge(link, &[], &[])).unwrap_err();
+        let observed = on_bridge(link, &[], &[]);
+        let error = planned(made, &ips(&["10.244.3.81"]), &observed).unwrap_err();
         assert!(
             error.msg.starts_with("cni0 is not a bridge but veth"),
             "{error}"
@@ -508,7 +591,7 @@ mod tests {
     #[test]
     fn a_cluster_of_one_subnet_needs_no_route_to_it() {
         let env = v4().replace("10.244.0.0/16", "10.244.3.0/24");
-        let steps = texts(&env, &["10.244.3.81/24"], &Observed::default());
+        let steps = texts(&env, &["10.244.3.81"], &Observed::default());
         assert!(
             steps[3].ends_with("eth0 address 10.244.3.81/24, route 0.0.0.0/0 via 10.244.3.1"),
             "{}",
@@ -523,5 +606,69 @@ mod tests {
         assert_ne!(name, veth_name(&identity("c2")));
         assert_eq!(IfName::new(&name).unwrap().len(), 15);
         assert!(veth_mac(&identity("c1")).is_unicast());
+    }
+
+    #[test]
+    fn a_foreign_address_of_a_plain_bridge() {
+        let keys = r#""isGateway":true,"bridge":"cni0","ipam":{"ranges":[[{"subnet":"10.9.0.0/24"}],[{"subnet":"fd09::/64"}]]}"#;
+        let addrs = ips(&["10.9.0.5", "fd09::5"]);
+        let there = |present: &[&str]| on_bridge(bridge("0a:58:0a:f4:03:01"), present, &[]);
+        // Another IPv6 subnet is nobody's business.
+        let steps = planned(plain(keys).unwrap(), &addrs, &there(&["fd77::1/64"])).unwrap();
+        assert!(
+            !steps.iter().any(|step| step.starts_with("remove")),
+            "{steps:?}"
+        );
+        for present in ["192.0.2.1/24", "fd09::9/64"] {
+            let error = planned(plain(keys).unwrap(), &addrs, &there(&[present])).unwrap_err();
+            assert_eq!(error.code, Code::InvalidConfig);
+            assert!(
+                error.msg.contains(present) && error.msg.contains("forceAddress"),
+                "{error}"
+            );
+            let forced = keys.replace("\"isGateway\"", "\"forceAddress\":true,\"isGateway\"");
+            let steps = planned(plain(&forced).unwrap(), &addrs, &there(&[present])).unwrap();
+            assert_eq!(
+                steps.last().unwrap(),
+                &format!("remove address {present} dev #7")
+            );
+        }
+    }
+
+    #[test]
+    fn every_further_wish_is_a_step() {
+        let keys = r#""bridge":"cni0","promiscMode":true,"macspoofchk":true,"enabledad":true,"ipMasq":true,
+            "ingressRate":8000,"ingressBurst":8000,"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080}]},
+            "ipam":{"subnet":"10.9.0.0/24","routes":[{"dst":"10.0.0.0/8"}]}"#;
+        let steps = planned(
+            plain(keys).unwrap(),
+            &ips(&["10.9.0.5"]),
+            &Observed::default(),
+        );
+        let mac = plan_bridge_mac();
+        assert_eq!(
+            steps.unwrap(),
+            [
+                format!("create bridge cni0 mac {mac} mtu 1500 promisc"),
+                "create veth veth1 on cni0, in the pod eth0 mac 0a:58:0a:09:00:05 mtu 1500"
+                    .to_owned(),
+                "in the pod: eth0 address 10.9.0.5/24, route 10.0.0.0/8 via 10.9.0.1, wait for DAD"
+                    .to_owned(),
+                "limit the bandwidth of veth1".to_owned(),
+                "open port veth1 hairpin true isolated false only for 0a:58:0a:09:00:05".to_owned(),
+                "publish 80/tcp masquerade".to_owned(),
+            ]
+        );
+        let bare = plain(r#""bridge":"cni0","disableContainerInterface":true"#).unwrap();
+        let steps = planned(bare, &[], &Observed::default()).unwrap();
+        assert!(
+            !steps.iter().any(|step| step.starts_with("in the pod")),
+            "{steps:?}"
+        );
+    }
+
+    /// With a gateway there is its MAC, also where the bridge does not have its address.
+    fn plan_bridge_mac() -> Mac {
+        Mac::for_ip("10.9.0.1".parse().unwrap())
     }
 }

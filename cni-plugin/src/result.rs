@@ -6,18 +6,23 @@ use hostnet::vocab::{Cidr, Family, IfName, Mac, Subnet};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::attachment::PodRoute;
+use crate::request::prev::PrevResult;
+use crate::request::settings::ConfigRoute;
 use crate::version::Version;
 
 /// What ADD made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// The links: the bridge, the node's end, the pod's end.
+    /// What the plugins before us made: passed on, with ours behind it.
+    pub before: PrevResult,
+    /// The links: the bridge, the node's end, the pod's end, the device that shapes.
     pub interfaces: Vec<Interface>,
     /// The pod's addresses.
     pub addresses: Vec<Address>,
     /// The pod's routes.
-    pub routes: Vec<PodRoute>,
+    pub routes: Vec<ConfigRoute>,
+    /// Name servers and so on, `null` if none.
+    pub dns: Value,
 }
 
 /// A link.
@@ -38,8 +43,8 @@ pub struct Interface {
 pub struct Address {
     /// The address with its subnet's prefix length.
     pub address: Cidr,
-    /// The gateway in that subnet.
-    pub gateway: IpAddr,
+    /// The gateway in that subnet, if there is one.
+    pub gateway: Option<IpAddr>,
     /// Which of the links has it.
     pub interface: usize,
 }
@@ -49,6 +54,16 @@ struct RouteJson {
     dst: Subnet,
     #[serde(skip_serializing_if = "Option::is_none")]
     gw: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mtu: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advmss: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<u8>,
 }
 
 impl Outcome {
@@ -60,6 +75,13 @@ impl Outcome {
             self.by_list(version)
         };
         object.insert("cniVersion".to_owned(), json!(version));
+        let dns = match &self.before.dns {
+            Value::Null => &self.dns,
+            before => before,
+        };
+        if dns.as_object().is_some_and(|dns| !dns.is_empty()) {
+            object.insert("dns".to_owned(), dns.clone());
+        }
         Value::Object(object).to_string()
     }
 
@@ -72,9 +94,11 @@ impl Outcome {
                 .iter()
                 .filter(|a| a.address.family() == family);
             if let Some(address) = of_family.next() {
-                let routes = self.routes(|route| route.dst.family() == family);
-                let ip =
-                    json!({"ip": address.address, "gateway": address.gateway, "routes": routes});
+                let routes = self.routes(Version::V0_1_0, |r| r.dst.family() == family);
+                let mut ip = json!({"ip": address.address, "routes": routes});
+                if let Some(gateway) = address.gateway {
+                    ip["gateway"] = json!(gateway);
+                }
                 object.insert(key.to_owned(), ip);
             }
         }
@@ -83,52 +107,61 @@ impl Outcome {
 
     /// From 0.3.0 on: lists.
     fn by_list(&self, version: Version) -> Map<String, Value> {
-        let interfaces: Vec<Value> = self
-            .interfaces
-            .iter()
-            .map(|link| {
-                let mut value = json!({"name": link.name, "mac": link.mac});
-                if version >= Version::V1_1_0 {
-                    value["mtu"] = json!(link.mtu);
-                }
-                if let Some(sandbox) = &link.sandbox {
-                    value["sandbox"] = json!(sandbox);
-                }
-                value
-            })
-            .collect();
-        let ips: Vec<Value> = self
-            .addresses
-            .iter()
-            .map(|address| {
-                let mut value = json!({
-                    "interface": address.interface,
-                    "address": address.address,
-                    "gateway": address.gateway,
+        let ours = self.interfaces.iter().map(|link| {
+            let mut value = json!({"name": link.name, "mac": link.mac});
+            if version >= Version::V1_1_0 {
+                value["mtu"] = json!(link.mtu);
+            }
+            if let Some(sandbox) = &link.sandbox {
+                value["sandbox"] = json!(sandbox);
+            }
+            value
+        });
+        let before = &self.before;
+        let interfaces: Vec<Value> = before.interfaces.iter().cloned().chain(ours).collect();
+        let ours = self.addresses.iter().map(|address| {
+            let mut value = json!({
+                "interface": before.interfaces.len() + address.interface,
+                "address": address.address,
+            });
+            if let Some(gateway) = address.gateway {
+                value["gateway"] = json!(gateway);
+            }
+            if version < Version::V1_0_0 {
+                value["version"] = json!(match address.address.family() {
+                    Family::V4 => "4",
+                    Family::V6 => "6",
                 });
-                if version < Version::V1_0_0 {
-                    value["version"] = json!(match address.address.family() {
-                        Family::V4 => "4",
-                        Family::V6 => "6",
-                    });
-                }
-                value
-            })
-            .collect();
+            }
+            value
+        });
+        let ips: Vec<Value> = before.ips.iter().cloned().chain(ours).collect();
+        let ours = self
+            .routes(version, |_| true)
+            .into_iter()
+            .map(|route| json!(route));
+        let routes: Vec<Value> = before.routes.iter().cloned().chain(ours).collect();
         let mut object = Map::new();
         object.insert("interfaces".to_owned(), Value::Array(interfaces));
         object.insert("ips".to_owned(), Value::Array(ips));
-        object.insert("routes".to_owned(), json!(self.routes(|_| true)));
+        object.insert("routes".to_owned(), Value::Array(routes));
         object
     }
 
-    fn routes(&self, pick: impl Fn(&PodRoute) -> bool) -> Vec<RouteJson> {
+    /// All but destination and next hop came with 1.1.0.
+    fn routes(&self, version: Version, pick: impl Fn(&ConfigRoute) -> bool) -> Vec<RouteJson> {
+        let new = version >= Version::V1_1_0;
         self.routes
             .iter()
             .filter(|route| pick(route))
             .map(|route| RouteJson {
                 dst: route.dst,
-                gw: route.gateway,
+                gw: route.gw,
+                mtu: route.mtu.filter(|_| new),
+                advmss: route.advmss.filter(|_| new),
+                priority: route.priority.filter(|_| new),
+                table: route.table.filter(|_| new),
+                scope: route.scope.filter(|_| new),
             })
             .collect()
     }
@@ -146,6 +179,8 @@ mod tests {
             sandbox: sandbox.map(str::to_owned),
         };
         Outcome {
+            before: PrevResult::default(),
+            dns: Value::Null,
             interfaces: vec![
                 link("cni0", "0a:58:0a:f4:03:01", None),
                 link("veth1", "02:00:00:00:00:01", None),
@@ -154,28 +189,22 @@ mod tests {
             addresses: vec![
                 Address {
                     address: "10.244.3.81/24".parse().unwrap(),
-                    gateway: "10.244.3.1".parse().unwrap(),
+                    gateway: Some("10.244.3.1".parse().unwrap()),
                     interface: 2,
                 },
                 Address {
                     address: "fd00::51/64".parse().unwrap(),
-                    gateway: "fd00::1".parse().unwrap(),
+                    gateway: Some("fd00::1".parse().unwrap()),
                     interface: 2,
                 },
             ],
             routes: vec![
-                PodRoute {
-                    dst: "10.244.0.0/16".parse().unwrap(),
-                    gateway: None,
-                },
-                PodRoute {
-                    dst: "0.0.0.0/0".parse().unwrap(),
-                    gateway: Some("10.244.3.1".parse().unwrap()),
-                },
-                PodRoute {
-                    dst: "::/0".parse().unwrap(),
-                    gateway: Some("fd00::1".parse().unwrap()),
-                },
+                ConfigRoute::new("10.244.0.0/16".parse().unwrap(), None),
+                ConfigRoute::new(
+                    "0.0.0.0/0".parse().unwrap(),
+                    Some("10.244.3.1".parse().unwrap()),
+                ),
+                ConfigRoute::new("::/0".parse().unwrap(), Some("fd00::1".parse().unwrap())),
             ],
         }
     }
@@ -230,5 +259,30 @@ mod tests {
             value(Version::V1_1_0)["interfaces"][2],
             json!({"name": "eth0", "mac": "0a:58:0a:f4:03:51", "mtu": 1450, "sandbox": "/run/netns/x"})
         );
+    }
+
+    #[test]
+    fn what_was_there_before_comes_first() {
+        let mut outcome = outcome();
+        outcome.before = PrevResult {
+            interfaces: vec![json!({"name": "other0"})],
+            ips: vec![json!({"address": "192.0.2.9/24", "interface": 0})],
+            routes: vec![json!({"dst": "192.0.2.0/24"})],
+            dns: json!({"nameservers": ["192.0.2.53"]}),
+        };
+        outcome.routes[0].mtu = Some(1400);
+        let value: Value = serde_json::from_str(&outcome.to_json(Version::V1_1_0)).unwrap();
+        assert_eq!(value["interfaces"][0]["name"], "other0");
+        assert_eq!(value["interfaces"].as_array().unwrap().len(), 4);
+        assert_eq!(value["ips"][0]["interface"], 0);
+        assert_eq!(value["ips"][1]["interface"], 3);
+        assert_eq!(value["routes"][0]["dst"], "192.0.2.0/24");
+        assert_eq!(
+            value["routes"][1],
+            json!({"dst": "10.244.0.0/16", "mtu": 1400})
+        );
+        assert_eq!(value["dns"]["nameservers"][0], "192.0.2.53");
+        let old: Value = serde_json::from_str(&outcome.to_json(Version::V1_0_0)).unwrap();
+        assert_eq!(old["routes"][1], json!({"dst": "10.244.0.0/16"}));
     }
 }

@@ -5,6 +5,7 @@
 //! A reservation appears whole or not at all, and survives a loss of power. An empty file, which
 //! host-local leaves when it is killed between making and filling one, is nobody's.
 
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -13,9 +14,8 @@ use std::path::{Path, PathBuf};
 
 use hostnet::atomic_file::{self, WriteError};
 use hostnet::lock::{FileLock, LockError};
-use hostnet::vocab::Subnet;
 
-use super::Range;
+use super::RangeSet;
 use crate::request::Identity;
 
 /// The reservations of one network.
@@ -47,20 +47,36 @@ pub enum IpamError {
     Lock(#[from] LockError),
     /// No address is left.
     #[error(
-        "no address is left for a pod in {subnet}: all are reserved by the files in {}",
+        "no address is left for a pod in {subnets}: all are reserved by the files in {}",
         dir.display()
     )]
     Full {
-        /// The node's subnet.
-        subnet: Subnet,
+        /// The subnets of the set.
+        subnets: String,
         /// Where the reservations lie.
         dir: PathBuf,
     },
     /// Another program, one that does not take the lock, was faster.
     #[error("the address {addr} was taken by another program at the same moment")]
+    Raced {
+        /// The address.
+        addr: IpAddr,
+    },
+    /// An address that was asked for is another's.
+    #[error("the address {addr} is asked for, and is reserved for {owner}")]
     Taken {
         /// The address.
         addr: IpAddr,
+        /// Whom it is reserved for.
+        owner: Owner,
+    },
+    /// An address that was asked for is in no range, or two are in one.
+    #[error("the address {addr} is asked for, and {why}")]
+    NotOurs {
+        /// The address.
+        addr: IpAddr,
+        /// Why it cannot be.
+        why: String,
     },
     /// A reservation could not be written.
     #[error("cannot reserve the address {addr}")]
@@ -122,29 +138,46 @@ impl Store {
         }
     }
 
-    /// An address for each range that is free now, without reserving it: what STATUS asks.
-    pub fn free(&self, ranges: &[Range]) -> Result<Vec<IpAddr>, IpamError> {
-        ranges
-            .iter()
+    /// An address for each set that is free now, without reserving it: what STATUS asks.
+    pub fn free(&self, sets: &[RangeSet]) -> Result<Vec<IpAddr>, IpamError> {
+        sets.iter()
             .enumerate()
-            .map(|(index, range)| self.free_in(index, range))
+            .map(|(index, set)| self.free_in(index, set))
             .collect()
     }
 
-    fn free_in(&self, index: usize, range: &Range) -> Result<IpAddr, IpamError> {
+    fn free_in(&self, index: usize, set: &RangeSet) -> Result<IpAddr, IpamError> {
         let last = fs::read_to_string(self.last_file(index)).ok();
         let last = last.and_then(|text| text.trim().parse().ok());
-        range
-            .candidates(last)
+        set.candidates(last)
             // Whatever cannot be looked at is not given out.
             .find(|addr| match fs::symlink_metadata(self.file(*addr)) {
                 Ok(metadata) => metadata.is_file() && metadata.len() == 0,
                 Err(error) => error.kind() == io::ErrorKind::NotFound,
             })
             .ok_or_else(|| IpamError::Full {
-                subnet: range.subnet(),
+                subnets: subnets(set),
                 dir: self.dir.clone(),
             })
+    }
+
+    /// The addresses that are asked for, each for the set that it is in: `None` where none is.
+    ///
+    /// # Errors
+    /// [`IpamError::NotOurs`] for one that is in no set, or a second one in the same.
+    pub fn assign(sets: &[RangeSet], asked: &[IpAddr]) -> Result<Vec<Option<IpAddr>>, IpamError> {
+        let mut assigned = vec![None; sets.len()];
+        for addr in asked {
+            let refuse = |why| IpamError::NotOurs { addr: *addr, why };
+            let Some(index) = sets.iter().position(|set| set.range_of(*addr).is_some()) else {
+                let all: Vec<String> = sets.iter().map(RangeSet::to_string).collect();
+                return Err(refuse(format!("is not in {}", all.join("; "))));
+            };
+            if let Some(other) = assigned[index].replace(*addr) {
+                return Err(refuse(format!("so is {other}, in the same set of ranges")));
+            }
+        }
+        Ok(assigned)
     }
 
     /// Whether an address is reserved for this attachment.
@@ -207,9 +240,18 @@ impl Store {
 }
 
 impl Locked<'_> {
-    /// Picks a free address of each range.
-    pub fn choose(&self, ranges: &[Range]) -> Result<Vec<IpAddr>, IpamError> {
-        self.store.free(ranges)
+    /// Picks an address of each set: the one that is asked for, or a free one.
+    pub fn choose(&self, sets: &[RangeSet], asked: &[IpAddr]) -> Result<Vec<IpAddr>, IpamError> {
+        let asked = Store::assign(sets, asked)?;
+        let sets = sets.iter().zip(asked).enumerate();
+        sets.map(|(index, (set, asked))| match asked {
+            None => self.store.free_in(index, set),
+            Some(addr) => match self.store.owner(addr)? {
+                Some(owner) => Err(IpamError::Taken { addr, owner }),
+                None => Ok(addr),
+            },
+        })
+        .collect()
     }
 
     /// Reserves addresses that were chosen: all or none.
@@ -238,7 +280,7 @@ impl Locked<'_> {
         }
         atomic_file::create(&path, contents.as_bytes(), 0o600).map_err(|source| {
             if source.is_exists() {
-                IpamError::Taken { addr }
+                IpamError::Raced { addr }
             } else {
                 IpamError::Write { addr, source }
             }
@@ -288,6 +330,21 @@ pub struct Owner {
     pub ifname: Option<String>,
 }
 
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "container {}", self.container_id)?;
+        match &self.ifname {
+            Some(ifname) => write!(f, " interface {ifname}"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn subnets(set: &RangeSet) -> String {
+    let all = set.ranges().iter().map(|range| range.subnet().to_string());
+    all.collect::<Vec<_>>().join(", ")
+}
+
 impl Owner {
     fn parse(contents: &str) -> Option<Owner> {
         let contents = contents.trim();
@@ -319,11 +376,12 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::Range;
     use super::*;
     use crate::attachment::tests::identity;
 
-    fn range(text: &str) -> Range {
-        Range::of_subnet(text.parse().unwrap()).unwrap()
+    fn range(text: &str) -> RangeSet {
+        Range::of_subnet(text.parse().unwrap()).unwrap().into()
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -333,10 +391,10 @@ mod tests {
     fn reserve(
         store: &Store,
         owner: &Identity,
-        ranges: &[Range],
+        ranges: &[RangeSet],
     ) -> Result<Vec<IpAddr>, IpamError> {
         let locked = store.lock()?;
-        let addrs = locked.choose(ranges)?;
+        let addrs = locked.choose(ranges, &[])?;
         locked.commit(owner, &addrs)?;
         Ok(addrs)
     }
@@ -452,7 +510,7 @@ mod tests {
         let error = locked
             .commit(&identity("b"), &[ip("10.0.0.3"), ip("10.1.0.2")])
             .unwrap_err();
-        assert!(matches!(error, IpamError::Taken { .. }));
+        assert!(matches!(error, IpamError::Raced { .. }));
         assert_eq!(
             store.owned_by(&identity("b")).unwrap(),
             Vec::<IpAddr>::new()
@@ -465,6 +523,37 @@ mod tests {
         let store = Store::new(dir.path(), "cbr0");
         assert!(store.lock_existing().unwrap().is_none());
         assert!(!dir.path().join("cbr0").exists());
+    }
+
+    #[test]
+    fn addresses_that_are_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path(), "cbr0");
+        let sets = [range("10.0.0.0/24"), range("fd00::/64")];
+        let ask = |asked: &[&str]| {
+            let asked: Vec<IpAddr> = asked.iter().map(|text| ip(text)).collect();
+            store.lock().unwrap().choose(&sets, &asked)
+        };
+        // In any order, and only for some of the sets.
+        let both = ask(&["fd00::9", "10.0.0.9"]).unwrap();
+        assert_eq!(both, [ip("10.0.0.9"), ip("fd00::9")]);
+        assert_eq!(ask(&["10.0.0.9"]).unwrap()[1], ip("fd00::2"));
+        let locked = store.lock().unwrap();
+        locked.commit(&identity("mine"), &both).unwrap();
+        drop(locked);
+        for (asked, text) in [
+            (
+                &["10.0.0.9"][..],
+                "is reserved for container mine interface eth0",
+            ),
+            (&["10.1.0.9"], "is not in 10.0.0.2-10.0.0.254; fd00::2-"),
+            (&["10.0.0.1"], "is not in"),
+            (&["10.0.0.255"], "is not in"),
+            (&["10.0.0.7", "10.0.0.8"], "so is 10.0.0.7, in the same set"),
+        ] {
+            let error = ask(asked).unwrap_err().to_string();
+            assert!(error.contains(text), "{text}: {error}");
+        }
     }
 
     #[derive(Clone, Debug)]
@@ -492,7 +581,7 @@ mod tests {
                         let expected = range
                             .candidates(last)
                             .find(|addr| !model.values().any(|taken| taken == addr));
-                        match reserve(&store, &owner, &[range]) {
+                        match reserve(&store, &owner, std::slice::from_ref(&range)) {
                             Ok(addrs) => {
                                 prop_assert_eq!(Some(addrs[0]), expected);
                                 last = Some(addrs[0]);

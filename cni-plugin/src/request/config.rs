@@ -1,17 +1,18 @@
-//! The network configuration on standard input: flannel's keys, with `delegate` for those of the
-//! bridge. Unknown keys are ignored, as the specification allows; a known key with a function
-//! that is not there is refused, because a pod that silently lacks what was asked for is worse
-//! than one that does not start.
+//! The network configuration on standard input. Unknown keys are ignored, as the specification
+//! allows; a known key with a function that is not there is refused, because a pod that silently
+//! lacks what was asked for is worse than one that does not start.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
-use hostnet::vocab::{IfName, Subnet, names};
+use hostnet::vocab::names;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::args::Args;
 use super::fields::Fields;
-use super::is_name;
+use super::prev::{self, PrevResult};
+use super::settings::{self, Settings};
+use super::{ipam, is_name};
 use crate::error::{CniError, Code};
 use crate::version::Version;
 
@@ -31,36 +32,8 @@ pub struct Place {
     pub state_dir: PathBuf,
     /// `dataDir`: where flannel's plugin left a file per container that it attached.
     pub flannel_dir: PathBuf,
-}
-
-/// What making an attachment needs to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// `subnetFile`: where flanneld tells of the node's subnet.
-    pub subnet_file: PathBuf,
-    /// `delegate.bridge`
-    pub bridge: IfName,
-    /// `delegate.isGateway` (flannel's default: true): the bridge has the gateway's address.
-    pub gateway: bool,
-    /// `delegate.isDefaultGateway`: pods' default route leads to the bridge.
-    pub default_gateway: bool,
-    /// `delegate.hairpinMode`
-    pub hairpin: bool,
-    /// `delegate.portIsolation`
-    pub isolated: bool,
-    /// `delegate.mtu` in bytes, in place of flanneld's.
-    pub mtu: Option<u32>,
-    /// `ipam.routes`, beside those to the cluster's networks.
-    pub routes: Vec<ConfigRoute>,
-}
-
-/// A route asked for in `ipam.routes`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub struct ConfigRoute {
-    /// Where to.
-    pub dst: Subnet,
-    /// By which next hop; the bridge's address if none is given.
-    pub gw: Option<IpAddr>,
+    /// `ipam.type`, if another program gives the addresses.
+    pub foreign_ipam: Option<String>,
 }
 
 /// A configuration that was decoded, its version and names checked.
@@ -105,35 +78,20 @@ impl Config {
             })?,
             Err(error) => return Err((error, Version::LATEST)),
         };
-        let place = place(fields, version).map_err(|error| (error, version))?;
+        let place = place(&fields, version).map_err(|error| (error, version))?;
         Ok(Config { place, document })
     }
 
-    /// The result of ADD that CHECK is given.
-    pub fn prev_result(&self) -> Result<PrevResult, CniError> {
-        let expected = "the result of ADD";
-        let given = Fields::document(&self.document).get("prevResult", expected)?;
-        given.ok_or_else(|| {
-            let msg = format!("prevResult is missing: expected {expected}");
-            CniError::new(Code::InvalidConfig, msg)
-        })
+    /// The result of the plugins before this one.
+    pub fn prev_result(&self) -> Result<Option<PrevResult>, CniError> {
+        prev::read(&Fields::document(&self.document))
     }
 
-    /// Refuses to be another than the first plugin of a list.
-    pub fn refuse_prev_result(&self) -> Result<(), CniError> {
-        let document = Fields::document(&self.document);
-        match document.value("prevResult") {
-            None => Ok(()),
-            Some(value) => {
-                let brief = Value::from(if value.is_object() {
-                    "given"
-                } else {
-                    "no object"
-                });
-                let expected = "none: twill-cni must be the first plugin of its list";
-                Err(document.wrong("prevResult", &brief, expected))
-            }
-        }
+    /// The result of ADD that CHECK is given, and has to be.
+    pub fn checked_result(&self) -> Result<PrevResult, CniError> {
+        let missing =
+            || Fields::document(&self.document).missing("prevResult", "the result of ADD");
+        self.prev_result()?.ok_or_else(missing)
     }
 
     /// The attachments that stand, as GC is told. `None` where the key is absent: nothing is
@@ -149,62 +107,39 @@ impl Config {
     }
 
     /// Reads what making an attachment needs, and refuses what is not supported.
-    pub fn settings(&self) -> Result<Settings, CniError> {
-        let document = Fields::document(&self.document);
-        let delegate = document.object("delegate")?;
-        let ipam = document.object("ipam")?;
-        refuse_unsupported(document, delegate, ipam)?;
-        let default_gateway = delegate.get("isDefaultGateway", BOOL)?.unwrap_or(false);
-        Ok(Settings {
-            subnet_file: path(document, "subnetFile", names::SUBNET_ENV)?,
-            bridge: delegate
-                .get("bridge", "an interface's name of at most 15 bytes")?
-                .map_or_else(bridge_default, Ok)?,
-            gateway: delegate.get("isGateway", BOOL)?.unwrap_or(true) || default_gateway,
-            default_gateway,
-            hairpin: delegate.get("hairpinMode", BOOL)?.unwrap_or(false),
-            isolated: delegate.get("portIsolation", BOOL)?.unwrap_or(false),
-            mtu: mtu(delegate)?,
-            routes: ipam
-                .get(
-                    "routes",
-                    "a list of {\"dst\": \"10.0.0.0/8\", \"gw\": \"10.244.3.1\"}",
-                )?
-                .unwrap_or_default(),
-        })
+    pub fn settings(&self, args: &Args) -> Result<Settings, CniError> {
+        settings::read(&Fields::document(&self.document), args)
+    }
+
+    /// The document, for a program that is run with the same configuration.
+    pub fn document(&self) -> &Map<String, Value> {
+        &self.document
     }
 }
 
-const BOOL: &str = "true or false";
-
-fn bridge_default() -> Result<IfName, CniError> {
-    IfName::new(names::BRIDGE).map_err(|error| CniError::of(Code::InvalidConfig, &error))
-}
-
-fn path(fields: Fields<'_>, key: &str, default: &str) -> Result<PathBuf, CniError> {
+pub(super) fn path(fields: &Fields<'_>, key: &str, default: &str) -> Result<PathBuf, CniError> {
     let text: Option<String> = fields
         .get(key, "a path")?
         .filter(|text: &String| !text.is_empty());
     Ok(text.map_or_else(|| PathBuf::from(default), PathBuf::from))
 }
 
-fn place(fields: Fields<'_>, version: Version) -> Result<Place, CniError> {
+fn place(fields: &Fields<'_>, version: Version) -> Result<Place, CniError> {
     let expected = "a network's name of letters, digits, '_', '.' and '-'";
-    let network: String = fields.get("name", expected)?.ok_or_else(|| {
-        CniError::new(
-            Code::InvalidConfig,
-            format!("name is missing: expected {expected}"),
-        )
-    })?;
+    let network: String = fields
+        .get("name", expected)?
+        .ok_or_else(|| fields.missing("name", expected))?;
     if !is_name(&network) {
         return Err(fields.wrong("name", &Value::String(network), expected));
     }
+    let ipam = fields.object("ipam")?;
     Ok(Place {
         version,
         network,
-        ipam_dir: path(fields.object("ipam")?, "dataDir", names::IPAM_DIR)?,
+        ipam_dir: path(&ipam, "dataDir", names::IPAM_DIR)?,
         state_dir: path(fields, "stateDir", names::ATTACHMENTS_DIR)?,
         flannel_dir: path(fields, "dataDir", FLANNEL_DIR)?,
+        foreign_ipam: ipam::foreign(&ipam)?,
     })
 }
 
@@ -218,95 +153,15 @@ pub struct ValidAttachment {
     pub ifname: String,
 }
 
-/// What CHECK needs of the result of ADD. Plugins behind us may have added to it.
-#[derive(Clone, Debug, PartialEq, Eq, Default, Deserialize)]
-pub struct PrevResult {
-    /// The routes.
-    #[serde(default)]
-    pub routes: Vec<ConfigRoute>,
-}
-
-/// The bridge plugin's rule: 0 is the same as none. The bounds are those of `subnet.env`.
-fn mtu(delegate: Fields<'_>) -> Result<Option<u32>, CniError> {
-    let expected = "bytes from 68 to 65535";
-    match delegate.get::<u32>("mtu", expected)? {
-        None | Some(0) => Ok(None),
-        Some(mtu @ 68..=65535) => Ok(Some(mtu)),
-        Some(other) => Err(delegate.wrong("mtu", &Value::from(other), expected)),
-    }
-}
-
-fn refuse_unsupported(
-    document: Fields<'_>,
-    delegate: Fields<'_>,
-    ipam: Fields<'_>,
-) -> Result<(), CniError> {
-    // Flannel's rule: what it works out itself must not be given.
-    for key in ["name", "ipam"] {
-        if let Some(value) = delegate.value(key) {
-            return Err(delegate.wrong(key, value, "none: it follows from subnet.env"));
-        }
-    }
-    for (fields, key, only) in [(delegate, "type", "bridge"), (ipam, "type", "host-local")] {
-        if let Some(value) = fields.value(key).filter(|value| *value != only) {
-            return Err(fields.unsupported(key, value));
-        }
-    }
-    // Off, or zero, or empty is what there is without the function.
-    let off = |value: &&Value| match value {
-        Value::Bool(on) => *on,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(keys) => !keys.is_empty(),
-        Value::Null => false,
-    };
-    for key in [
-        "disableContainerInterface",
-        "enabledad",
-        "ipMasq",
-        "macspoofchk",
-        "promiscMode",
-        "vlan",
-        "vlanTrunk",
-    ] {
-        if let Some(value) = delegate.value(key).filter(off) {
-            return Err(delegate.unsupported(key, value));
-        }
-    }
-    if let Some(value) = ipam.value("resolvConf").filter(off) {
-        return Err(ipam.unsupported("resolvConf", value));
-    }
-    let runtime = document.object("runtimeConfig")?;
-    for key in ["bandwidth", "ipRanges", "ips", "mac"] {
-        if let Some(value) = runtime.value(key).filter(off) {
-            return Err(runtime.unsupported(key, value));
-        }
-    }
-    match runtime.value("portMappings") {
-        // A host port of 0 means none.
-        Some(Value::Array(ports)) => {
-            match ports
-                .iter()
-                .find(|port| port.get("hostPort").filter(off).is_some())
-            {
-                Some(port) => Err(runtime.unsupported("portMappings", port)),
-                None => Ok(()),
-            }
-        }
-        Some(other) => Err(runtime.wrong("portMappings", other, "a list")),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::settings::Addressing;
 
     fn decode(json: &str) -> Result<Settings, CniError> {
         Config::decode(json.as_bytes())
             .map_err(|(error, _)| error)?
-            .settings()
+            .settings(&Args::default())
     }
 
     const MINIMAL: &str = r#"{"cniVersion":"1.1.0","name":"cbr0","type":"twill-cni"}"#;
@@ -327,14 +182,13 @@ mod tests {
             Some("/var/lib/cni/networks")
         );
         assert_eq!(config.place.state_dir.to_str(), Some("/var/lib/cni/twill"));
-        let settings = config.settings().unwrap();
-        assert_eq!(settings.bridge, "cni0");
-        assert!(
-            settings.hairpin && settings.default_gateway && settings.gateway && !settings.isolated
-        );
+        let settings = config.settings(&Args::default()).unwrap();
+        let bridge = &settings.bridge;
+        assert_eq!(bridge.name, "cni0");
+        assert!(bridge.hairpin && bridge.default_gateway && bridge.gateway && !bridge.isolated);
         assert_eq!(
-            settings.subnet_file.to_str(),
-            Some("/run/flannel/subnet.env")
+            settings.addressing,
+            Addressing::SubnetFile("/run/flannel/subnet.env".into())
         );
     }
 
@@ -346,13 +200,12 @@ mod tests {
         let config = Config::decode(json.as_bytes()).unwrap();
         let place = &config.place;
         assert_eq!(
-            [
-                &place.flannel_dir,
-                &place.state_dir,
-                &config.settings().unwrap().subnet_file,
-                &place.ipam_dir
-            ],
-            ["/a", "/b", "/c", "/d"].map(PathBuf::from).each_ref()
+            [&place.flannel_dir, &place.state_dir, &place.ipam_dir],
+            ["/a", "/b", "/d"].map(PathBuf::from).each_ref()
+        );
+        assert_eq!(
+            config.settings(&Args::default()).unwrap().addressing,
+            Addressing::SubnetFile("/c".into())
         );
     }
 
@@ -396,14 +249,14 @@ mod tests {
                 "delegate.ipam is {}: expected none: it follows from subnet.env",
             ),
             (
-                r#""ipam":{"type":"dhcp"}"#,
-                Code::UnsupportedField,
-                r#"ipam.type is "dhcp": this is not supported"#,
+                r#""ipam":{"type":"../dhcp"}"#,
+                Code::InvalidConfig,
+                r#"ipam.type is "../dhcp": expected the name of an IPAM plugin in CNI_PATH"#,
             ),
             (
                 r#""runtimeConfig":{"portMappings":[{"hostPort":80}]}"#,
-                Code::UnsupportedField,
-                r#"runtimeConfig.portMappings is {"hostPort":80}: this is not supported"#,
+                Code::InvalidConfig,
+                "runtimeConfig.portMappings[0].containerPort is missing: expected a port from 1 to 65535",
             ),
             (
                 r#""subnetFile":5"#,
@@ -424,6 +277,129 @@ mod tests {
         assert_eq!(decode("[]").unwrap_err().code, Code::Decode);
         let error = decode(r#"{"cniVersion":"9.9.9","name":"n"}"#).unwrap_err();
         assert_eq!(error.code, Code::IncompatibleVersion);
+    }
+
+    #[test]
+    fn whose_form_it_is() {
+        let kind = |extra: &str| decode(&with(extra)).unwrap().addressing;
+        let flannels = Addressing::SubnetFile(names::SUBNET_ENV.into());
+        for extra in [
+            r#""delegate":{}"#,
+            r#""ipam":{"routes":[]}"#,
+            r#""ipam":{"type":"host-local"}"#,
+            r#""snat":false"#,
+        ] {
+            assert_eq!(kind(extra), flannels, "{extra}");
+        }
+        let bridges = r#""bridge":"br0","isGateway":true,"ipam":{"type":"host-local","subnet":"10.1.2.3/24"}"#;
+        let Addressing::Ranges(sets) = kind(bridges) else {
+            panic!("{bridges}")
+        };
+        assert_eq!(sets[0].to_string(), "10.1.2.2-10.1.2.254");
+        assert_eq!(kind(r#""bridge":"br0""#), Addressing::None);
+        assert_eq!(
+            kind(r#""ipam":{"type":"static"}"#),
+            Addressing::Foreign("static".to_owned())
+        );
+        let error = decode(&with(r#""bridge":"br0","ipam":{"type":"host-local"}"#)).unwrap_err();
+        assert!(error.msg.starts_with("ipam.ranges is missing"), "{error}");
+        let error = decode(&with(r#""delegate":{},"ipam":{"subnet":"10.1.2.0/24"}"#)).unwrap_err();
+        assert!(error.msg.contains("beside delegate"), "{error}");
+    }
+
+    #[test]
+    fn ranges_are_checked_before_anything_is_touched() {
+        for (ipam, text) in [
+            (
+                r#"{"ranges":[[{"subnet":"10.0.0.0/31"}]]}"#,
+                "ipam.ranges[0][0].subnet: the subnet 10.0.0.0/31 is too small",
+            ),
+            (
+                r#"{"ranges":[[{"subnet":"ten"}]]}"#,
+                r#"ipam.ranges[0][0].subnet is "ten": expected a network"#,
+            ),
+            (
+                r#"{"ranges":[[{}]]}"#,
+                "ipam.ranges[0][0].subnet is missing",
+            ),
+            (
+                r#"{"ranges":[[]]}"#,
+                "ipam.ranges[0]: a set of ranges has at least one",
+            ),
+            (
+                r#"{"subnet":"10.0.0.0/24","rangeStart":"10.0.1.5"}"#,
+                "rangeStart 10.0.1.5 is outside of 10.0.0.0/24",
+            ),
+            (
+                r#"{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.9","rangeEnd":"10.0.0.5"}"#,
+                "rangeEnd 10.0.0.5 is before rangeStart 10.0.0.9",
+            ),
+            (
+                r#"{"subnet":"10.0.0.0/24","gateway":"10.9.0.1"}"#,
+                "gateway 10.9.0.1 is outside of 10.0.0.0/24",
+            ),
+            (
+                r#"{"subnet":"10.0.0.0/24","gateway":"x"}"#,
+                r#"ipam.gateway is "x""#,
+            ),
+            (
+                r#"{"rangeStart":"10.0.0.9"}"#,
+                r#"ipam.rangeStart is "10.0.0.9": expected none without ipam.subnet"#,
+            ),
+            (
+                r#"{"ranges":[[{"subnet":"10.0.0.0/24"}],[{"subnet":"10.0.0.128/25"}]]}"#,
+                "overlaps with",
+            ),
+            (
+                r#"{"ranges":[[{"subnet":"10.0.0.0/24"},{"subnet":"10.0.0.128/25"}]]}"#,
+                "overlaps with",
+            ),
+            (
+                r#"{"ranges":[[{"subnet":"10.0.0.0/24"},{"subnet":"fd00::/64"}]]}"#,
+                "of one family",
+            ),
+        ] {
+            let error = decode(&with(&format!(r#""bridge":"br0","ipam":{ipam}"#))).unwrap_err();
+            assert_eq!(error.code, Code::InvalidConfig);
+            assert!(error.msg.contains(text), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_mac_that_comes_last_wins() {
+        let with_args = |args: Args, extra: &str| {
+            let config = Config::decode(with(extra).as_bytes()).unwrap();
+            config.settings(&args).map(|settings| settings.asked)
+        };
+        let args = Args {
+            mac: Some("02:00:00:00:00:01".to_owned()),
+            ips: vec!["10.0.0.7".to_owned()],
+            ..Args::default()
+        };
+        let first = with_args(args.clone(), r#""a":1"#).unwrap();
+        assert_eq!(first.mac.unwrap().to_string(), "02:00:00:00:00:01");
+        let second = r#""args":{"cni":{"mac":"02:00:00:00:00:02","ips":["10.0.0.8/24"]}}"#;
+        let asked = with_args(args.clone(), second).unwrap();
+        assert_eq!(asked.mac.unwrap().to_string(), "02:00:00:00:00:02");
+        let third = format!(
+            r#"{second},"runtimeConfig":{{"mac":"02:00:00:00:00:03","ips":["10.0.0.9","10.0.0.7"]}}"#
+        );
+        let asked = with_args(args.clone(), &third).unwrap();
+        assert_eq!(asked.mac.unwrap().to_string(), "02:00:00:00:00:03");
+        let ips: Vec<_> = asked.ips.iter().map(ToString::to_string).collect();
+        assert_eq!(ips, ["10.0.0.7", "10.0.0.8", "10.0.0.9"]);
+
+        let error = with_args(
+            args.clone(),
+            r#""runtimeConfig":{"mac":"01:00:00:00:00:03"}"#,
+        );
+        assert!(error.unwrap_err().msg.starts_with("runtimeConfig.mac is"));
+        let bad = Args {
+            ips: vec!["nine".to_owned()],
+            ..Args::default()
+        };
+        let error = with_args(bad, r#""a":1"#).unwrap_err();
+        assert_eq!(error.code, Code::InvalidEnvironment);
     }
 
     #[test]

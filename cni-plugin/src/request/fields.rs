@@ -6,39 +6,47 @@ use serde_json::{Map, Value};
 use crate::error::{CniError, Code};
 
 /// A JSON object at a path such as `delegate`; empty for the document.
-#[derive(Clone, Copy)]
+#[derive(Clone, Debug)]
 pub(super) struct Fields<'a> {
-    path: &'a str,
+    path: String,
     object: Option<&'a Map<String, Value>>,
 }
 
 impl<'a> Fields<'a> {
     /// The document itself.
     pub(super) fn document(object: &'a Map<String, Value>) -> Fields<'a> {
+        Fields::at("", object)
+    }
+
+    /// An object at a path.
+    pub(super) fn at(path: &str, object: &'a Map<String, Value>) -> Fields<'a> {
         Fields {
-            path: "",
+            path: path.to_owned(),
             object: Some(object),
         }
     }
 
     /// An object inside; a missing one, or `null`, has no keys.
-    pub(super) fn object(&self, key: &'a str) -> Result<Fields<'a>, CniError> {
-        match self.value(key) {
-            None => Ok(Fields {
-                path: key,
-                object: None,
-            }),
-            Some(Value::Object(object)) => Ok(Fields {
-                path: key,
-                object: Some(object),
-            }),
-            Some(other) => Err(self.wrong(key, other, "an object")),
-        }
+    pub(super) fn object(&self, key: &str) -> Result<Fields<'a>, CniError> {
+        let object = match self.value(key) {
+            None => None,
+            Some(Value::Object(object)) => Some(object),
+            Some(other) => return Err(self.wrong(key, other, "an object")),
+        };
+        Ok(Fields {
+            path: self.name(key),
+            object,
+        })
     }
 
     /// A value, `None` if missing or `null`.
     pub(super) fn value(&self, key: &str) -> Option<&'a Value> {
         self.object?.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Whether any of the keys has a value.
+    pub(super) fn has_any(&self, keys: &[&str]) -> bool {
+        keys.iter().any(|key| self.value(key).is_some())
     }
 
     /// A value of a type; `expected` says what is allowed.
@@ -52,9 +60,40 @@ impl<'a> Fields<'a> {
             .transpose()
     }
 
+    /// A switch; off if missing.
+    pub(super) fn flag(&self, key: &str) -> Result<bool, CniError> {
+        Ok(self.get(key, "true or false")?.unwrap_or(false))
+    }
+
+    /// A text that is parsed; missing if empty.
+    pub(super) fn parsed<T: std::str::FromStr>(
+        &self,
+        key: &str,
+        expected: &str,
+    ) -> Result<Option<T>, CniError> {
+        let text: Option<String> = self.get(key, expected)?;
+        text.filter(|text| !text.is_empty())
+            .map(|text| {
+                text.parse()
+                    .map_err(|_| self.wrong(key, &Value::String(text), expected))
+            })
+            .transpose()
+    }
+
     /// The error for a value that is not allowed.
     pub(super) fn wrong(&self, key: &str, value: &Value, expected: &str) -> CniError {
-        let msg = format!("{} is {value}: expected {expected}", self.name(key));
+        Fields::wrong_at(&self.name(key), value, expected)
+    }
+
+    /// The error for a value at a path that is not allowed.
+    pub(super) fn wrong_at(path: &str, value: &Value, expected: &str) -> CniError {
+        let msg = format!("{path} is {value}: expected {expected}");
+        CniError::new(Code::InvalidConfig, msg)
+    }
+
+    /// The error for a key that has to be there.
+    pub(super) fn missing(&self, key: &str, expected: &str) -> CniError {
+        let msg = format!("{} is missing: expected {expected}", self.name(key));
         CniError::new(Code::InvalidConfig, msg)
     }
 
@@ -64,7 +103,8 @@ impl<'a> Fields<'a> {
         CniError::new(Code::UnsupportedField, msg)
     }
 
-    fn name(&self, key: &str) -> String {
+    /// The key with its path.
+    pub(super) fn name(&self, key: &str) -> String {
         if self.path.is_empty() {
             key.to_owned()
         } else {

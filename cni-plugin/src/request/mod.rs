@@ -1,8 +1,15 @@
 //! What the runtime asks for: raw (the environment and standard input), then validated. Nothing
 //! below sees the raw form.
 
+mod args;
+mod bridge;
 pub mod config;
 mod fields;
+mod ipam;
+pub mod ports;
+pub mod prev;
+pub mod rates;
+pub mod settings;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,6 +19,8 @@ use hostnet::vocab::IfName;
 
 use crate::error::{CniError, Code};
 use crate::version::Version;
+
+pub use args::Args;
 
 /// The environment and standard input as they came.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +33,10 @@ pub struct RawRequest {
     pub netns: Option<OsString>,
     /// `CNI_IFNAME`
     pub ifname: Option<OsString>,
+    /// `CNI_ARGS`
+    pub args: Option<OsString>,
+    /// `CNI_PATH`
+    pub path: Option<OsString>,
     /// Standard input.
     pub config: Vec<u8>,
 }
@@ -38,6 +51,8 @@ impl RawRequest {
             container_id: get("CNI_CONTAINERID"),
             netns: get("CNI_NETNS"),
             ifname: get("CNI_IFNAME"),
+            args: get("CNI_ARGS"),
+            path: get("CNI_PATH"),
             config: Vec::new(),
         }
     }
@@ -71,26 +86,39 @@ impl Verb {
     }
 }
 
+impl Verb {
+    /// The verb as `CNI_COMMAND` has it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Verb::Add => "ADD",
+            Verb::Del => "DEL",
+            Verb::Check => "CHECK",
+            Verb::Status => "STATUS",
+            Verb::Gc => "GC",
+            Verb::Version => "VERSION",
+        }
+    }
+}
+
 impl FromStr for Verb {
     type Err = CniError;
 
     fn from_str(text: &str) -> Result<Verb, CniError> {
-        Ok(match text {
-            "ADD" => Verb::Add,
-            "DEL" => Verb::Del,
-            "CHECK" => Verb::Check,
-            "STATUS" => Verb::Status,
-            "GC" => Verb::Gc,
-            "VERSION" => Verb::Version,
-            other => {
-                return Err(CniError::new(
-                    Code::InvalidEnvironment,
-                    format!(
-                        "CNI_COMMAND {other:?} is none of ADD, DEL, CHECK, STATUS, GC, VERSION"
-                    ),
-                ));
-            }
-        })
+        let all = [
+            Verb::Add,
+            Verb::Del,
+            Verb::Check,
+            Verb::Status,
+            Verb::Gc,
+            Verb::Version,
+        ];
+        all.into_iter()
+            .find(|verb| verb.text() == text)
+            .ok_or_else(|| {
+                let msg =
+                    format!("CNI_COMMAND {text:?} is none of ADD, DEL, CHECK, STATUS, GC, VERSION");
+                CniError::new(Code::InvalidEnvironment, msg)
+            })
     }
 }
 

@@ -6,22 +6,33 @@ use std::path::Path;
 
 use hostnet::netlink::{Link, Rtnl};
 use hostnet::netns::{NetNs, NetNsError};
-use hostnet::vocab::{Cidr, Family, IfName, SubnetEnv};
+use hostnet::nft::Nft;
+use hostnet::vocab::{Cidr, IfNameError, SubnetEnv};
+use serde_json::Value;
 
+use super::reclaim;
 use crate::attachment::Attachment;
 use crate::error::{CniError, Code};
 use crate::exec::{self, Executor, Failure};
+use crate::ipam::foreign::ForeignIpam;
 use crate::ipam::{IpamError, Store};
+use crate::nat;
 use crate::plan::{self, Observed};
-use crate::record::{Record, RecordAddress, RecordError, Records};
-use crate::request::Target;
-use crate::request::config::{Config, Settings};
+use crate::record::{self, Record, RecordAddress, RecordError, Records};
+use crate::request::config::{Config, Place};
+use crate::request::settings::{Addressing, Settings};
+use crate::request::{Args, RawRequest, Target, Verb};
+use crate::resolv_conf;
 use crate::result::{Address, Interface, Outcome};
+use crate::version::Version;
 
 impl From<IpamError> for CniError {
     fn from(error: IpamError) -> CniError {
         let code = match error {
-            IpamError::Full { .. } | IpamError::Taken { .. } => Code::TryAgain,
+            IpamError::Full { .. } | IpamError::Raced { .. } | IpamError::Taken { .. } => {
+                Code::TryAgain
+            }
+            IpamError::NotOurs { .. } => Code::InvalidConfig,
             _ => Code::Io,
         };
         CniError::of(code, &error)
@@ -34,14 +45,28 @@ impl From<RecordError> for CniError {
     }
 }
 
+impl From<IfNameError> for CniError {
+    fn from(error: IfNameError) -> CniError {
+        CniError::of(Code::Kernel, &error)
+    }
+}
+
 /// Attaches a container.
 ///
 /// Everything is checked before anything is changed. The record is written first, then the
 /// addresses are reserved, then the kernel is changed; a failure takes all of it back.
-pub fn add(target: &Target, config: &Config) -> Result<Outcome, CniError> {
-    config.refuse_prev_result()?;
-    let settings = config.settings()?;
-    let attachment = Attachment::new(target.identity.clone(), &settings, &read_subnet(&settings)?)?;
+pub fn add(target: &Target, config: &Config, raw: &RawRequest) -> Result<Outcome, CniError> {
+    let before = config.prev_result()?.unwrap_or_default();
+    let settings = config.settings(&Args::parse(raw.args.as_deref())?)?;
+    let env = read_subnet(&settings)?;
+    let mut wanted = Attachment::new(target.identity.clone(), &settings, env.as_ref())?;
+    let foreign = foreign_ipam(&settings.addressing, raw)?;
+    if foreign.is_none() {
+        Store::assign(&wanted.sets, &settings.asked.ips)?;
+    }
+    if let Some(file) = &settings.resolv_conf {
+        wanted.dns = resolv_conf::read(file)?;
+    }
     let netns = target.netns.as_deref().unwrap_or(Path::new(""));
     let pod_ns = open_pod(netns)?;
     let mut host = Rtnl::open()?;
@@ -55,51 +80,229 @@ pub fn add(target: &Target, config: &Config) -> Result<Outcome, CniError> {
         return Err(CniError::new(Code::InvalidEnvironment, msg));
     }
 
-    let records = Records::new(&config.place.state_dir);
-    let store = Store::new(&config.place.ipam_dir, &config.place.network);
-    clear_remains(&mut host, &records, &store, &attachment)?;
-    let observed = observe(&mut host, &attachment, &records)?;
-    let veth = veth_name(&attachment)?;
-
-    let mut record = Record {
-        container_id: target.identity.container_id.to_string(),
-        if_name: ifname.clone(),
-        network: config.place.network.clone(),
-        netns: netns.to_owned(),
-        bridge: attachment.bridge.name.clone(),
-        veth: veth.clone(),
-        mac: hostnet::vocab::Mac::ZERO,
-        mtu: attachment.mtu,
-        hairpin: attachment.hairpin,
-        isolated: attachment.isolated,
-        addresses: Vec::new(),
+    let mut call = Call {
+        place: &config.place,
+        records: Records::new(&config.place.state_dir),
+        store: Store::new(&config.place.ipam_dir, &config.place.network),
+        foreign,
+        netns,
+        boot: record::boot_id()?,
+        nft: None,
     };
-    let addrs = reserve(&store, &records, &attachment, &mut record)?;
-    let cidrs: Vec<Cidr> = record.addresses.iter().map(|a| a.address).collect();
-    let bridge = observed.bridge.as_ref().map(|(link, _)| link.clone());
-    let done = plan::plan(&attachment, &veth, &cidrs, &observed)
-        .map_err(|error| Failure {
-            error,
-            undone: true,
-        })
-        .and_then(|steps| Executor::new(&mut host, &mut pod, &pod_ns, bridge).run(&steps));
-    match done {
-        Ok(bridge) => Ok(outcome(&attachment, &record, &bridge, netns)),
+    call.clear_remains(&mut host, &wanted)?;
+    call.refuse_early(&mut host, &wanted)?;
+    let (attachment, record) = call.obtain(wanted, &settings)?;
+    match call.make(&mut host, &mut pod, &pod_ns, &attachment, &record) {
+        Ok(bridge) => {
+            let mut outcome = outcome(&attachment, &record, &bridge, netns);
+            if let Some(name) = &record.ifb {
+                outcome
+                    .interfaces
+                    .extend(host.link(name)?.map(|link| Interface {
+                        name: link.name,
+                        mac: link.mac.unwrap_or_default(),
+                        mtu: link.mtu,
+                        sandbox: None,
+                    }));
+            }
+            outcome.before = before;
+            Ok(outcome)
+        }
         Err(Failure { error, undone }) => {
             // While the cable may be there its addresses stay reserved; DEL finds both by the
             // record, as it does what cannot be given back now.
-            if undone && release(&store, &attachment, &addrs).is_ok() {
-                let _ = records.remove(&target.identity);
+            if undone && call.give_back(&attachment).is_ok() {
+                let _ = call.records.remove(&target.identity);
             }
             Err(error)
         }
     }
 }
 
-/// Reads what flanneld tells of the node's subnet.
-pub(super) fn read_subnet(settings: &Settings) -> Result<SubnetEnv, CniError> {
-    let file = settings.subnet_file.display();
-    let text = std::fs::read_to_string(&settings.subnet_file).map_err(|error| {
+/// What an ADD works with.
+struct Call<'a> {
+    place: &'a Place,
+    records: Records,
+    store: Store,
+    foreign: Option<ForeignIpam<'a>>,
+    netns: &'a Path,
+    boot: String,
+    nft: Option<Nft>,
+}
+
+impl Call<'_> {
+    /// An earlier ADD of this attachment that was killed left a record and reservations. One whose
+    /// cable is there is no remains but an attachment.
+    fn clear_remains(&mut self, host: &mut Rtnl, wanted: &Attachment) -> Result<(), CniError> {
+        let identity = &wanted.identity;
+        let Some(record) = self.records.read(identity)? else {
+            return Ok(());
+        };
+        if host.link(&record.veth)?.is_some() {
+            let msg = format!(
+                "container {} has an interface {} already, in {}: call DEL before another ADD",
+                identity.container_id,
+                identity.ifname,
+                record.netns.display()
+            );
+            return Err(CniError::new(Code::InvalidEnvironment, msg));
+        }
+        super::teardown::Teardown::new(host, self.store.clone(), self.records.clone()).remove(
+            identity,
+            Some(&record),
+            &record.addrs(),
+        )
+    }
+
+    /// What can be seen before there are addresses.
+    fn refuse_early(&mut self, host: &mut Rtnl, wanted: &Attachment) -> Result<(), CniError> {
+        if let Some(bridge) = host.link(&wanted.bridge.name)? {
+            plan::bridge_settings(&bridge)?;
+        }
+        let families = wanted.families();
+        if wanted.ports.is_empty() || families.is_empty() {
+            return Ok(());
+        }
+        let mut probe = self.record(wanted)?;
+        probe.snat = false;
+        probe.masq_all = false;
+        probe.masquerade_except = None;
+        probe.addresses = families
+            .iter()
+            .map(|family| RecordAddress {
+                address: Cidr::host(family.unspecified()),
+                gateway: None,
+            })
+            .collect();
+        let nft = self.nft.insert(Nft::open()?);
+        nat::taken(nft, &probe)?.map_or(Ok(()), Err)
+    }
+
+    fn record(&self, attachment: &Attachment) -> Result<Record, CniError> {
+        let network = &self.place.network;
+        Ok(Record::of(attachment, network, self.netns, &self.boot)?)
+    }
+
+    /// Gets the addresses, and writes the record that names them.
+    fn obtain(
+        &self,
+        wanted: Attachment,
+        settings: &Settings,
+    ) -> Result<(Attachment, Record), CniError> {
+        let Some(foreign) = &self.foreign else {
+            return self.reserve(wanted, &settings.asked.ips);
+        };
+        let lease = foreign.add(self.place.version);
+        let obtained = lease.and_then(|lease| {
+            let attachment = wanted.with_lease(lease)?;
+            refuse_more_than_told(&attachment, self.place.version)?;
+            let record = self.record(&attachment)?;
+            self.records.create(&attachment.identity, &record)?;
+            Ok((attachment, record))
+        });
+        if obtained.is_err() {
+            // The specification asks for it; the first error is the one to tell.
+            let _ = foreign.forward(Verb::Del);
+        }
+        obtained
+    }
+
+    /// Chooses addresses, writes the record that names them, and reserves them.
+    fn reserve(
+        &self,
+        wanted: Attachment,
+        asked: &[IpAddr],
+    ) -> Result<(Attachment, Record), CniError> {
+        if wanted.sets.is_empty() {
+            let attachment = wanted.with_addresses(&[])?;
+            let record = self.record(&attachment)?;
+            self.records.create(&attachment.identity, &record)?;
+            return Ok((attachment, record));
+        }
+        let locked = self.store.lock()?;
+        reclaim::after_reboot(&locked, &self.records, self.place, &self.boot)?;
+        let addrs = locked.choose(&wanted.sets, asked)?;
+        let attachment = wanted.with_addresses(&addrs)?;
+        refuse_more_than_told(&attachment, self.place.version)?;
+        let record = self.record(&attachment)?;
+        self.records.create(&attachment.identity, &record)?;
+        if let Err(error) = locked.commit(&attachment.identity, &addrs) {
+            let _ = self.records.remove(&attachment.identity);
+            return Err(error.into());
+        }
+        Ok((attachment, record))
+    }
+
+    fn give_back(&self, attachment: &Attachment) -> Result<(), CniError> {
+        if let Some(foreign) = &self.foreign {
+            return foreign.forward(Verb::Del);
+        }
+        let addrs: Vec<IpAddr> = attachment
+            .addresses
+            .iter()
+            .map(|a| a.address.addr())
+            .collect();
+        super::teardown::release(&self.store, &attachment.identity, &addrs)
+    }
+
+    /// Changes the kernel. A DEL that came meanwhile has taken the record away: then nothing may
+    /// be left.
+    fn make(
+        &mut self,
+        host: &mut Rtnl,
+        pod: &mut Rtnl,
+        pod_ns: &NetNs,
+        attachment: &Attachment,
+        record: &Record,
+    ) -> Result<Link, Failure> {
+        let untouched = |error| Failure {
+            error,
+            undone: true,
+        };
+        let observed = observe(host, attachment, &self.records).map_err(untouched)?;
+        let steps = plan::plan(attachment, record, &observed).map_err(untouched)?;
+        let bridge = observed.bridge.map(|(link, _)| link);
+        let executor = Executor::new(host, pod, pod_ns, &self.records, bridge, self.nft.take());
+        executor.run(&steps, || match self.records.read(&attachment.identity) {
+            Ok(Some(found)) if found == *record => Ok(()),
+            Ok(_) => Err(CniError::new(
+                Code::TryAgain,
+                "DEL was called for this container at the same moment",
+            )),
+            Err(error) => Err(error.into()),
+        })
+    }
+}
+
+/// The IPAM plugin that gives the addresses, if one does.
+pub(super) fn foreign_ipam<'a>(
+    addressing: &'a Addressing,
+    raw: &'a RawRequest,
+) -> Result<Option<ForeignIpam<'a>>, CniError> {
+    match addressing {
+        Addressing::Foreign(name) => ForeignIpam::find(name, raw).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Results before 0.3.0 have room for one address of each family.
+fn refuse_more_than_told(attachment: &Attachment, version: Version) -> Result<(), CniError> {
+    if version < Version::V0_3_0 && attachment.addresses.len() > attachment.families().len() {
+        let msg = format!(
+            "cniVersion {version} has one address of each family in a result, and ipam gives more"
+        );
+        return Err(CniError::new(Code::InvalidConfig, msg));
+    }
+    Ok(())
+}
+
+/// Reads what flanneld tells of the node's subnet; `None` where addresses come from elsewhere.
+pub(super) fn read_subnet(settings: &Settings) -> Result<Option<SubnetEnv>, CniError> {
+    let Addressing::SubnetFile(path) = &settings.addressing else {
+        return Ok(None);
+    };
+    let file = path.display();
+    let text = std::fs::read_to_string(path).map_err(|error| {
         let (code, msg) = if error.kind() == io::ErrorKind::NotFound {
             let msg = format!(
                 "{file} is not there: flanneld writes it once this node has a subnet; see whether \
@@ -115,6 +318,7 @@ pub(super) fn read_subnet(settings: &Settings) -> Result<SubnetEnv, CniError> {
         }
     })?;
     text.parse()
+        .map(Some)
         .map_err(|error| CniError::new(Code::InvalidConfig, format!("{file}: {error}")))
 }
 
@@ -142,44 +346,13 @@ pub(super) fn open_pod(netns: &Path) -> Result<NetNs, CniError> {
     Ok(pod)
 }
 
-/// An earlier ADD of this attachment that was killed left a record and reservations. One whose
-/// cable is there is no remains but an attachment.
-fn clear_remains(
-    host: &mut Rtnl,
-    records: &Records,
-    store: &Store,
-    attachment: &Attachment,
-) -> Result<(), CniError> {
-    let identity = &attachment.identity;
-    let Some(record) = records.read(identity)? else {
-        return Ok(());
-    };
-    if host.link(&record.veth)?.is_some() {
-        let msg = format!(
-            "container {} has an interface {} already, in {}: call DEL before another ADD",
-            identity.container_id,
-            identity.ifname,
-            record.netns.display()
-        );
-        return Err(CniError::new(Code::InvalidEnvironment, msg));
-    }
-    let addrs: Vec<IpAddr> = record.addresses.iter().map(|a| a.address.addr()).collect();
-    release(store, attachment, &addrs)?;
-    Ok(records.remove(identity)?)
-}
-
 fn observe(
     host: &mut Rtnl,
     attachment: &Attachment,
     records: &Records,
 ) -> Result<Observed, CniError> {
-    let families: Vec<Family> = attachment
-        .ranges
-        .iter()
-        .map(|range| range.subnet().family())
-        .collect();
     let mut observed = Observed {
-        forwarded: exec::forwarded(&families)?,
+        forwarded: exec::forwarded(&attachment.families())?,
         ..Observed::default()
     };
     if let Some(link) = host.link(&attachment.bridge.name)? {
@@ -189,56 +362,12 @@ fn observe(
             observed.gateways_in_use = all
                 .iter()
                 .flat_map(|r| &r.addresses)
-                .map(|a| a.gateway)
+                .filter_map(|a| a.gateway)
                 .collect();
         }
         observed.bridge = Some((link, addrs));
     }
     Ok(observed)
-}
-
-fn veth_name(attachment: &Attachment) -> Result<IfName, CniError> {
-    IfName::new(&plan::veth_name(&attachment.identity))
-        .map_err(|error| CniError::of(Code::Kernel, &error))
-}
-
-/// Chooses addresses, writes the record that names them, and reserves them.
-fn reserve(
-    store: &Store,
-    records: &Records,
-    attachment: &Attachment,
-    record: &mut Record,
-) -> Result<Vec<IpAddr>, CniError> {
-    let locked = store.lock()?;
-    let addrs = locked.choose(&attachment.ranges)?;
-    record.addresses = attachment
-        .ranges
-        .iter()
-        .zip(&addrs)
-        .filter_map(|(range, addr)| {
-            let gateway = range.gateway_cidr().addr();
-            Some(RecordAddress {
-                address: range.cidr(*addr)?,
-                gateway,
-            })
-        })
-        .collect();
-    let cidrs: Vec<Cidr> = record.addresses.iter().map(|a| a.address).collect();
-    record.mac = plan::pod_mac(&cidrs);
-    records.create(&attachment.identity, record)?;
-    if let Err(error) = locked.commit(&attachment.identity, &addrs) {
-        let _ = records.remove(&attachment.identity);
-        return Err(error.into());
-    }
-    Ok(addrs)
-}
-
-fn release(store: &Store, attachment: &Attachment, addrs: &[IpAddr]) -> Result<(), CniError> {
-    let locked = store.lock()?;
-    for addr in addrs {
-        locked.release(&attachment.identity, *addr)?;
-    }
-    Ok(())
 }
 
 fn outcome(attachment: &Attachment, record: &Record, bridge: &Link, netns: &Path) -> Outcome {
@@ -273,8 +402,13 @@ fn outcome(attachment: &Attachment, record: &Record, bridge: &Link, netns: &Path
         })
         .collect();
     Outcome {
+        before: Default::default(),
         interfaces,
         addresses,
         routes: attachment.routes.clone(),
+        dns: match &attachment.dns {
+            Value::Object(dns) if !dns.is_empty() => attachment.dns.clone(),
+            _ => Value::Null,
+        },
     }
 }

@@ -2,23 +2,29 @@
 
 use std::path::Path;
 
-use hostnet::netlink::route::Filter;
+use hostnet::netlink::route::{Filter, TABLE_MAIN};
 use hostnet::netlink::{Addr, Link, Route, Rtnl};
+use hostnet::nft::{Nft, diff};
+use hostnet::sysctl::Sysctl;
+use hostnet::vocab::Family;
 
-use super::add::open_pod;
+use super::add::{foreign_ipam, open_pod};
 use crate::error::{CniError, Code};
 use crate::exec;
 use crate::ipam::Store;
+use crate::nat;
 use crate::plan;
-use crate::record::{Record, Records};
-use crate::request::Target;
-use crate::request::config::{Config, ConfigRoute};
+use crate::rebuild;
+use crate::record::{Record, RecordRoute, Records};
+use crate::request::config::Config;
+use crate::request::{Args, RawRequest, Target, Verb};
+use crate::shaping::Shaping;
 
-/// Compares the kernel and the reservations with the record, and the routes with the result of
-/// ADD. All differences are told at once. What plugins behind us added is none.
-pub fn check(target: &Target, config: &Config) -> Result<(), CniError> {
-    let prev = config.prev_result()?;
-    let settings = config.settings()?;
+/// Compares the kernel and the reservations with the record. All differences are told at once.
+/// What plugins behind us added is none.
+pub fn check(target: &Target, config: &Config, raw: &RawRequest) -> Result<(), CniError> {
+    config.checked_result()?;
+    let settings = config.settings(&Args::parse(raw.args.as_deref())?)?;
     let identity = &target.identity;
     let records = Records::new(&config.place.state_dir);
     let record = records.read(identity)?.ok_or_else(|| {
@@ -35,20 +41,26 @@ pub fn check(target: &Target, config: &Config) -> Result<(), CniError> {
     let mut host = Rtnl::open()?;
 
     let mut wrong = Vec::new();
-    node_side(&mut host, &record, settings.gateway, &mut wrong)?;
-    pod_side(&mut pod, &record, &prev.routes, &mut wrong)?;
-    let store = Store::new(&config.place.ipam_dir, &config.place.network);
-    for a in &record.addresses {
-        if !store.is_owner(identity, a.address.addr())? {
-            wrong.push(format!("the address {} is not reserved", a.address.addr()));
+    node_side(&mut host, &record, &mut wrong)?;
+    pod_side(&mut pod, &record, &mut wrong)?;
+    rules(&record, &mut wrong)?;
+    if let Some(shaping) = Shaping::of(&record) {
+        wrong.extend(shaping.differences(&mut host)?);
+    }
+    match foreign_ipam(&settings.addressing, raw)? {
+        Some(foreign) => foreign.forward(Verb::Check)?,
+        None => {
+            let store = Store::new(&config.place.ipam_dir, &config.place.network);
+            for addr in record.addrs() {
+                if !store.is_owner(identity, addr)? {
+                    wrong.push(format!("the address {addr} is not reserved"));
+                }
+            }
         }
     }
-    if settings.gateway {
-        let families: Vec<_> = record
-            .addresses
-            .iter()
-            .map(|a| a.address.family())
-            .collect();
+    if !record.bridge_addresses.is_empty() {
+        let families = record.addresses.iter().map(|a| a.address.family());
+        let families: Vec<Family> = families.collect();
         let forwarded = exec::forwarded(&families)?;
         let off = families.iter().filter(|family| !forwarded.contains(family));
         wrong.extend(off.map(|family| format!("the node does not forward {family}")));
@@ -60,50 +72,69 @@ pub fn check(target: &Target, config: &Config) -> Result<(), CniError> {
     }
 }
 
-fn node_side(
-    host: &mut Rtnl,
-    record: &Record,
-    gateway: bool,
-    wrong: &mut Vec<String>,
-) -> Result<(), CniError> {
+fn node_side(host: &mut Rtnl, record: &Record, wrong: &mut Vec<String>) -> Result<(), CniError> {
     let bridge = present(host, &record.bridge, wrong)?;
     if let Some(bridge) = &bridge {
         plan::bridge_settings(bridge)?;
         let addrs = host.addrs(Some(bridge.index))?;
-        let missing = record.addresses.iter().filter(|a| {
-            let ours = |addr: &Addr| {
-                addr.cidr.addr() == a.gateway && addr.cidr.prefix() == a.address.prefix()
-            };
-            gateway && !addrs.iter().any(ours)
-        });
-        wrong.extend(
-            missing.map(|a| format!("{} has not the address {}", record.bridge, a.gateway)),
-        );
+        let has = |cidr| addrs.iter().any(|addr: &Addr| addr.cidr == cidr);
+        let missing = record.bridge_addresses.iter().filter(|cidr| !has(**cidr));
+        wrong.extend(missing.map(|cidr| format!("{} has not the address {cidr}", record.bridge)));
+        let key = format!("ipv4/conf/{}/route_localnet", record.bridge);
+        if nat::needs_route_localnet(record) && Sysctl::default().get(&key)? != "1" {
+            wrong.push(format!("{key} is off"));
+        }
     }
     if let Some(veth) = present(host, &record.veth, wrong)? {
         if bridge.is_some_and(|bridge| veth.master != Some(bridge.index)) {
             wrong.push(format!("{} is not on {}", record.veth, record.bridge));
         }
-        if veth
-            .port
-            .is_some_and(|p| (p.hairpin, p.isolated) != (record.hairpin, record.isolated))
-        {
+        let port = rebuild::port(record);
+        if veth.port.is_some_and(|found| found != port) {
             wrong.push(format!(
-                "{} has not hairpin {} and isolated {}",
-                record.veth, record.hairpin, record.isolated
+                "{} has not hairpin {} and isolated {}{}",
+                record.veth,
+                port.hairpin,
+                port.isolated,
+                if port.locked { " and locked" } else { "" }
             ));
         }
     }
     Ok(())
 }
 
-fn pod_side(
-    pod: &mut Rtnl,
-    record: &Record,
-    routes: &[ConfigRoute],
-    wrong: &mut Vec<String>,
-) -> Result<(), CniError> {
-    let Some(link) = present(pod, &record.if_name, wrong)? else {
+/// Host ports and masquerade: the record's elements, and the chains that use them.
+fn rules(record: &Record, wrong: &mut Vec<String>) -> Result<(), CniError> {
+    let families = nat::families(record);
+    if families.is_empty() {
+        return Ok(());
+    }
+    let mut nft = Nft::open()?;
+    for family in families {
+        let id = nat::table_id(family);
+        match nft.observe(&id)?.table {
+            None => wrong.push(format!("the table {id} is gone")),
+            Some(found) => {
+                let missing = diff(Some(&found), &nat::with_attachment(&found, family, record));
+                let lines = missing.to_string();
+                wrong.extend(lines.lines().map(|line| format!("missing: {line}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn pod_side(pod: &mut Rtnl, record: &Record, wrong: &mut Vec<String>) -> Result<(), CniError> {
+    let link = if record.pod_down {
+        let link = pod.link(&record.if_name)?;
+        if link.is_none() {
+            wrong.push(format!("{} is gone", record.if_name));
+        }
+        link
+    } else {
+        present(pod, &record.if_name, wrong)?
+    };
+    let Some(link) = link else {
         return Ok(());
     };
     if link.mac != Some(record.mac) {
@@ -128,28 +159,18 @@ fn pod_side(
         link: Some(link.index),
         ..Filter::default()
     })?;
-    for route in routes {
-        if !has_route(&present, record, route) {
+    for route in &record.routes {
+        if !has_route(&present, route) {
             wrong.push(format!("the pod has not the route to {}", route.dst));
         }
     }
     Ok(())
 }
 
-/// A route of the result without a next hop leads to the gateway of its family, or to the pod's
-/// own subnet.
-fn has_route(present: &[Route], record: &Record, wanted: &ConfigRoute) -> bool {
-    let of_family = |a: &&crate::record::RecordAddress| a.address.family() == wanted.dst.family();
-    let gateway = wanted
-        .gw
-        .or(record.addresses.iter().find(of_family).map(|a| a.gateway));
-    let own = record
-        .addresses
-        .iter()
-        .any(|a| a.address.subnet() == wanted.dst);
-    present
-        .iter()
-        .any(|route| route.dst == wanted.dst && (own || route.gateway == gateway))
+fn has_route(present: &[Route], wanted: &RecordRoute) -> bool {
+    let table = wanted.table.unwrap_or(TABLE_MAIN);
+    let is_it = |route: &&Route| route.dst == wanted.dst && route.table == table;
+    present.iter().filter(is_it).any(|r| r.gateway == wanted.gw)
 }
 
 /// A link that must be there and up.

@@ -8,47 +8,44 @@ use std::path::Path;
 use hostnet::netlink::link;
 use hostnet::netlink::{AbsentOk, Rtnl};
 use hostnet::netns::NetNs;
-use hostnet::vocab::IfName;
 
+use super::teardown::Teardown;
 use crate::error::{CniError, Code};
 use crate::ipam::Store;
-use crate::plan;
+use crate::ipam::foreign::ForeignIpam;
 use crate::record::Records;
 use crate::request::config::Place;
-use crate::request::{Identity, Target};
+use crate::request::{Identity, RawRequest, Target, Verb};
 
-/// Detaches a container.
-///
-/// The cable goes first: while it stays, so does the reservation, or the address would be given
-/// to a second pod. The record goes last, so that a DEL that was killed can be done again.
-pub fn del(target: &Target, place: &Place) -> Result<(), CniError> {
+/// Detaches a container. Every part is tried; all that failed is told.
+pub fn del(target: &Target, place: &Place, raw: &RawRequest) -> Result<(), CniError> {
     let identity = &target.identity;
     let records = Records::new(&place.state_dir);
     let store = Store::new(&place.ipam_dir, &place.network);
     let record = records.read(identity)?;
     let mut host = Rtnl::open()?;
-
-    let (veth, addrs) = match &record {
-        Some(record) => {
-            let addrs = record.addresses.iter().map(|a| a.address.addr()).collect();
-            (record.veth.clone(), addrs)
-        }
-        None => {
-            let name = IfName::new(&plan::veth_name(identity))
-                .map_err(|error| CniError::of(Code::Kernel, &error))?;
-            (name, owned(&store, identity)?)
-        }
+    let mut addrs = match &record {
+        Some(record) => record.addrs(),
+        None => owned(&store, identity)?,
     };
-    host.apply(link::delete(veth)).absent_ok()?;
-    if record.is_none() {
-        detach_foreign(target, &addrs)?;
+    let mut errors = Vec::new();
+    if record.is_none()
+        && let Err(error) = detach_foreign(target, &addrs)
+    {
+        // While the interface may be there its addresses stay reserved.
+        addrs.clear();
+        errors.push(error);
     }
-    release(&store, identity, &addrs)?;
-    records.remove(identity)?;
+    let mut teardown = Teardown::new(&mut host, store, records);
+    errors.extend(teardown.remove(identity, record.as_ref(), &addrs).err());
     if record.is_none() {
-        forget_flannel(&place.flannel_dir, identity)?;
+        errors.extend(forget_flannel(&place.flannel_dir, identity).err());
     }
-    Ok(())
+    if let Some(name) = &place.foreign_ipam {
+        let foreign = ForeignIpam::find(name, raw);
+        errors.extend(foreign.and_then(|ipam| ipam.forward(Verb::Del)).err());
+    }
+    CniError::join(errors).map_or(Ok(()), Err)
 }
 
 /// What is reserved for an attachment without a record: one that flannel's plugins made, or whose
@@ -85,26 +82,6 @@ fn detach_foreign(target: &Target, addrs: &[IpAddr]) -> Result<(), CniError> {
         pod.apply(link::delete(found.index)).absent_ok()?;
     }
     Ok(())
-}
-
-/// Gives addresses back; all are tried.
-pub(super) fn release(
-    store: &Store,
-    identity: &Identity,
-    addrs: &[IpAddr],
-) -> Result<(), CniError> {
-    if addrs.is_empty() {
-        return Ok(());
-    }
-    let Some(locked) = store.lock_existing()? else {
-        return Ok(());
-    };
-    let errors = addrs
-        .iter()
-        .filter_map(|addr| locked.release(identity, *addr).err())
-        .map(CniError::from)
-        .collect();
-    CniError::join(errors).map_or(Ok(()), Err)
 }
 
 /// Removes the configuration that flannel's plugin kept for a container it attached.

@@ -4,4 +4,6 @@ pub mod add;
 pub mod check;
 pub mod del;
 pub mod gc;
+mod reclaim;
 pub mod status;
+mod teardown;

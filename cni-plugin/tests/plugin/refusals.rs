@@ -117,13 +117,38 @@ fn wrong_configurations_are_told_with_key_and_value() {
         ),
         (
             json!({"runtimeConfig": {"portMappings": [{"hostPort": 80}]}}),
-            2,
-            "runtimeConfig.portMappings",
+            7,
+            "runtimeConfig.portMappings[0].containerPort is missing",
         ),
         (
-            json!({"prevResult": {}}),
+            json!({"prevResult": {"ips": [5]}}),
             7,
-            "twill-cni must be the first plugin",
+            "prevResult.ips is 5: expected a list of objects",
+        ),
+        (
+            json!({"runtimeConfig": {"portMappings": [{"hostPort": 65536, "containerPort": 80}]}}),
+            7,
+            "portMappings[0].hostPort is 65536: expected a port from 1 to 65535",
+        ),
+        (
+            json!({"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "fd00::1"}]}}),
+            7,
+            "hostPort [fd00::1]:80/tcp: the pod has no IPv6 address",
+        ),
+        (
+            json!({"runtimeConfig": {"bandwidth": {"egressRate": 8000}}}),
+            7,
+            "runtimeConfig.bandwidth.egressBurst is missing",
+        ),
+        (
+            json!({"conditionsV4": ["-s", "10.0.0.0/8"]}),
+            2,
+            "conditionsV4 is [\"-s\",\"10.0.0.0/8\"]: this is not supported",
+        ),
+        (
+            json!({"runtimeConfig": {"ips": ["10.244.3.1"]}}),
+            7,
+            "the address 10.244.3.1 is asked for, and is not in 10.244.3.2-10.244.3.254",
         ),
         (json!({"name": "a/b"}), 7, "name is \"a/b\""),
         (

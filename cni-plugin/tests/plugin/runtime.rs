@@ -172,7 +172,9 @@ impl Node {
     pub(crate) fn kept(&self) -> Vec<String> {
         let mut kept = names(&self.path("networks/cbr0"));
         kept.retain(|name| name != "lock" && !name.starts_with("last_reserved_ip."));
-        kept.extend(names(&self.path("twill")));
+        let records = names(&self.path("twill")).into_iter();
+        // The marker of the boot stays.
+        kept.extend(records.filter(|name| !name.ends_with(".boot")));
         kept
     }
 

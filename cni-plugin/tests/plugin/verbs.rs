@@ -167,8 +167,19 @@ fn status_says_whether_the_next_add_succeeds() {
 
     node.set_extra(json!({"delegate": {"bridge": "lo"}}));
     let (code, msg) = node.call("STATUS", "", "").error();
-    assert_eq!(code, 7);
+    assert_eq!(code, 50);
     assert!(msg.starts_with("lo is not a bridge"), "{msg}");
+    node.set_extra(json!({"delegate": {"mtu": "large"}}));
+    assert_eq!(node.call("STATUS", "", "").error().0, 7);
+
+    // Pods that stand have no network either.
+    node.set_extra(json!({}));
+    node.set_subnet(SUBNET);
+    node.add("c1", &Ns::new("again")).result();
+    assert!(node.call("STATUS", "", "").ok);
+    node.host.set_down("cni0");
+    fs::remove_file(node.path("subnet.env")).unwrap();
+    assert_eq!(node.call("STATUS", "", "").error().0, 51);
 }
 
 #[test]

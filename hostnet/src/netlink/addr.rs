@@ -160,4 +160,26 @@ impl Rtnl {
             },
         )
     }
+
+    /// The IPv6 addresses of a link that cannot be used yet, or never will: each with whether
+    /// somebody else has it (`IFA_F_TENTATIVE`, `IFA_F_DADFAILED`; RFC 4862, section 5.4).
+    pub fn unconfirmed(&mut self, link: u32) -> Result<Vec<(IpAddr, bool)>> {
+        let mut message = AddressMessage::default();
+        message.header.index = link;
+        message.header.family = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED).into();
+        let message = RouteNetlinkMessage::GetAddress(message);
+        self.dump("list unconfirmed addresses", &message, |message| {
+            let RouteNetlinkMessage::NewAddress(message) = message else {
+                return None;
+            };
+            let addr = Addr::from_message(&message)?.cidr.addr();
+            let flags = message.attributes.iter().find_map(|a| match a {
+                AddressAttribute::Flags(flags) => Some(*flags),
+                _ => None,
+            })?;
+            let failed = flags.contains(AddressFlags::Dadfailed);
+            let open = failed || flags.contains(AddressFlags::Tentative);
+            (message.header.index == link && open).then_some((addr, failed))
+        })
+    }
 }

@@ -137,6 +137,18 @@ impl FdbEntry {
         }
     }
 
+    /// A lasting entry of a bridge: `mac` is behind this port.
+    pub fn port(link: u32, mac: Mac) -> FdbEntry {
+        FdbEntry {
+            link,
+            mac,
+            dst: None,
+            // Permanent would mean the bridge's own.
+            state: NeighState::NoArp,
+            own: false,
+        }
+    }
+
     fn message(&self) -> NeighbourMessage {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;

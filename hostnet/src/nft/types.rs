@@ -404,6 +404,11 @@ impl Key {
         Key(bytes.into())
     }
 
+    /// Whether the last fields are these: a port at one address and the same port at all of them.
+    pub fn ends_with(&self, fields: &Key) -> bool {
+        self.0.ends_with(&fields.0)
+    }
+
     /// All keys from `first` to `last`, both included, field by field: for interval sets.
     pub fn range(first: impl Into<Key>, last: impl Into<Key>) -> Key {
         let (first, last) = (first.into(), last.into());

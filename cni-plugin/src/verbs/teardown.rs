@@ -1,0 +1,124 @@
+//! Taking away all that an attachment has, however little is known of it.
+
+use std::net::IpAddr;
+
+use hostnet::netlink::{AbsentOk, Rtnl, link};
+use hostnet::nft::Nft;
+use hostnet::vocab::IfName;
+
+use crate::error::CniError;
+use crate::ipam::Store;
+use crate::nat::{self, Flows};
+use crate::plan;
+use crate::record::{Record, Records};
+use crate::request::Identity;
+use crate::shaping;
+
+/// Takes attachments down.
+#[derive(Debug)]
+pub(super) struct Teardown<'a> {
+    host: &'a mut Rtnl,
+    store: Store,
+    records: Records,
+    nft: Option<Nft>,
+}
+
+impl<'a> Teardown<'a> {
+    pub(super) fn new(host: &'a mut Rtnl, store: Store, records: Records) -> Teardown<'a> {
+        Teardown {
+            host,
+            store,
+            records,
+            nft: None,
+        }
+    }
+
+    /// Removes an attachment: of `addrs` those that are reserved for it are given back. All is
+    /// tried; all errors are told.
+    ///
+    /// The cable goes first: while it stays, so does the reservation, or the address would be
+    /// given to a second pod. The record goes last, so that what was killed can be done again.
+    pub(super) fn remove(
+        &mut self,
+        identity: &Identity,
+        record: Option<&Record>,
+        addrs: &[IpAddr],
+    ) -> Result<(), CniError> {
+        let veth = match record {
+            Some(record) => record.veth.clone(),
+            None => IfName::new(&plan::veth_name(identity))?,
+        };
+        let cable = self.cable(&veth);
+        let mut errors = Vec::new();
+        errors.extend(self.rules(identity, record).err());
+        errors.extend(self.shaper(identity, record).err());
+        match cable {
+            Ok(()) => errors.extend(release(&self.store, identity, addrs).err()),
+            Err(error) => errors.insert(0, error),
+        }
+        if let Some(error) = CniError::join(errors) {
+            return Err(error);
+        }
+        self.records.remove(identity)?;
+        // An ADD at the same moment that has not seen the record go will not take back what it
+        // made since we looked.
+        if self.host.link(&veth)?.is_some() {
+            self.cable(&veth)?;
+            self.rules(identity, None)?;
+            self.shaper(identity, None)?;
+        }
+        Ok(())
+    }
+
+    fn cable(&mut self, veth: &IfName) -> Result<(), CniError> {
+        Ok(self.host.apply(link::delete(veth)).absent_ok()?)
+    }
+
+    /// Host ports and masquerade. Without a record the tables tell.
+    fn rules(&mut self, identity: &Identity, record: Option<&Record>) -> Result<(), CniError> {
+        if record.is_some_and(|record| nat::families(record).is_empty()) {
+            return Ok(());
+        }
+        nat::withdraw(self.nft()?, identity)?;
+        match record {
+            Some(record) => nat::forget(record, Flows::ToIt, &[]).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    fn shaper(&mut self, identity: &Identity, record: Option<&Record>) -> Result<(), CniError> {
+        let name = match record {
+            Some(Record { ifb: None, .. }) => return Ok(()),
+            Some(Record { ifb: Some(ifb), .. }) => ifb.clone(),
+            None => IfName::new(&plan::ifb_name(identity))?,
+        };
+        shaping::remove_ifb(self.host, &name)
+    }
+
+    pub(super) fn nft(&mut self) -> Result<&mut Nft, CniError> {
+        match &mut self.nft {
+            Some(nft) => Ok(nft),
+            none => Ok(none.insert(Nft::open()?)),
+        }
+    }
+}
+
+/// Gives addresses back; all are tried.
+pub(super) fn release(
+    store: &Store,
+    identity: &Identity,
+    addrs: &[IpAddr],
+) -> Result<(), CniError> {
+    if addrs.is_empty() {
+        return Ok(());
+    }
+    let Some(locked) = store.lock_existing()? else {
+        return Ok(());
+    };
+    let errors = addrs
+        .iter()
+        .filter_map(|addr| locked.release(identity, *addr).err())
+        .map(CniError::from)
+        .collect();
+    CniError::join(errors).map_or(Ok(()), Err)
+}
