@@ -78,5 +78,13 @@ Keys of ipam in the bridge plugin's form (host-local's):
 The runtime may ask for more: runtimeConfig.portMappings, bandwidth, ips, ipRanges and mac,
 args.cni.ips and mac, CNI_ARGS IP and MAC.
 
+Commands of a person's, or of an image without a shell:
+
+  twill-cni install --bin-dir DIR [--conf-dir DIR --conflist FILE] [--force]
+      copies the program into DIR, and FILE under its own name where a folder is told. Files appear
+      whole; a newer version is replaced with --force only; bridge and flannel are left alone.
+  twill-cni uninstall --bin-dir DIR [--conf-dir DIR --conflist FILE]
+      removes them again; a configuration that does not name twill-cni stays
+
 Options: --help, --version
 ";

@@ -12,6 +12,7 @@ pub mod attachment;
 pub mod error;
 pub mod exec;
 pub mod help;
+pub mod install;
 pub mod ipam;
 pub mod nat;
 pub mod plan;

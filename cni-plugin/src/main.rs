@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use cni_plugin::help;
+use cni_plugin::install::{self, InstallError, Options};
 use cni_plugin::request::RawRequest;
 
 fn main() -> ExitCode {
@@ -27,6 +28,8 @@ fn explain() -> ExitCode {
         Some("--version" | "-V") => {
             let _ = writeln!(io::stdout(), "{}", help::VERSION);
         }
+        Some("install") => return by_hand(install::install),
+        Some("uninstall") => return by_hand(install::uninstall),
         Some("--help" | "-h") => {
             let _ = write!(io::stdout(), "{}", help::HELP);
         }
@@ -42,4 +45,21 @@ fn explain() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// A command of a person, or of an image's start: what was done goes to standard output.
+fn by_hand(command: fn(&Options) -> Result<Vec<String>, InstallError>) -> ExitCode {
+    let arguments = std::env::args().skip(2);
+    match Options::parse(arguments).and_then(|options| command(&options)) {
+        Ok(done) => {
+            for line in done {
+                let _ = writeln!(io::stdout(), "{line}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "twill-cni: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -3,7 +3,10 @@
 mod bandwidth;
 mod bridge;
 mod crash;
+mod foreign;
+mod forms;
 mod hostports;
+mod install;
 mod lifecycle;
 mod refusals;
 mod runtime;

@@ -15,7 +15,10 @@ pub(crate) struct Node {
     pub(crate) host: Ns,
     dir: tempfile::TempDir,
     version: &'static str,
+    flannels: bool,
     extra: Value,
+    args: String,
+    path: PathBuf,
 }
 
 /// What came of a call.
@@ -69,8 +72,29 @@ impl Node {
             host: Ns::new("node"),
             dir,
             version: "1.1.0",
+            flannels: true,
             extra: json!({}),
+            args: "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=x".to_owned(),
+            path: PathBuf::from("/opt/cni/bin"),
         }
+    }
+
+    /// A node whose configuration is that of the bridge plugin, with these keys.
+    pub(crate) fn plain(keys: Value) -> Node {
+        let mut node = Node::without_subnet();
+        node.flannels = false;
+        node.set_extra(keys);
+        node
+    }
+
+    /// `CNI_ARGS`.
+    pub(crate) fn set_args(&mut self, args: &str) {
+        self.args = args.to_owned();
+    }
+
+    /// `CNI_PATH`.
+    pub(crate) fn set_path(&mut self, path: PathBuf) {
+        self.path = path;
     }
 
     /// The configuration's version.
@@ -110,6 +134,17 @@ impl Node {
             "ipam": {"dataDir": self.path("networks")},
             "delegate": {"hairpinMode": true, "isDefaultGateway": true},
         });
+        if !self.flannels {
+            config = json!({
+                "cniVersion": self.version,
+                "name": "cbr0",
+                "type": "twill-cni",
+                "stateDir": self.path("twill"),
+            });
+            if self.extra.get("ipam").is_some() {
+                config["ipam"] = json!({"dataDir": self.path("networks")});
+            }
+        }
         for (key, value) in self.extra.as_object().unwrap() {
             match (config.get_mut(key), value) {
                 (Some(Value::Object(object)), Value::Object(more)) => object.extend(more.clone()),
@@ -128,11 +163,8 @@ impl Node {
             .env("CNI_CONTAINERID", id)
             .env("CNI_NETNS", netns)
             .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", "/opt/cni/bin")
-            .env(
-                "CNI_ARGS",
-                "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=x",
-            )
+            .env("CNI_PATH", &self.path)
+            .env("CNI_ARGS", &self.args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
