@@ -60,6 +60,13 @@ impl Pacer {
         }
     }
 
+    /// Goes by other options from now on, with a full pass first.
+    pub fn set_options(&mut self, options: Options) {
+        self.options = options;
+        self.next_full = self.next_full.min(Instant::now() + options.full_every);
+        self.mark_full();
+    }
+
     /// Something changed.
     pub fn mark(&mut self) {
         self.want(Pass::Dirty);

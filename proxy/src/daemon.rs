@@ -8,11 +8,12 @@ use hostnet::nft;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Args, Config, Reload};
 use crate::conntrack::Cleaner;
 use crate::events::Events;
 use crate::health::checks;
 use crate::health::{self, Health};
+use crate::index::Index;
 use crate::interfaces;
 use crate::metrics::Metrics;
 use crate::nft::NftBackend;
@@ -44,14 +45,13 @@ pub enum Error {
     Interfaces(#[from] interfaces::Error),
 }
 
-/// Runs until `stop` is cancelled; what is in the kernel then stays there.
+/// Runs until `stop` is cancelled, and follows the file that `args` name; what is in the kernel then stays there.
 ///
 /// # Errors
 /// What is missing at the start. Later on errors are logged, counted, and tried again.
-pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
-    for note in &config.notes {
-        tracing::warn!("configuration: {note}");
-    }
+pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result<(), Error> {
+    config.tell();
+    set_oom_score_adj(config.oom_score_adj);
     tracing::info!(node = %config.hostname, mode = MODE, settings = %config.settings, "starting");
 
     let mut registry = agent::metrics::registry("twill_proxy");
@@ -68,13 +68,15 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         .serve(move |path: &str| answering.answer(path), stop.clone())
         .await?;
     let registry = Arc::new(registry);
+    let (configz, configz_seen) = watch::channel(config.document());
     port("--metrics-bind-address", config.metrics)
         .serve(
-            move |path: &str| health::metrics_answer(&registry, MODE, path),
+            move |path: &str| health::metrics_answer(&registry, &configz_seen, MODE, path),
             stop.clone(),
         )
         .await?;
 
+    let periods = Periods::of(&config);
     let backend = NftBackend::open()?;
     let client = agent::client::connect(&config.client)?;
     let events = Events::from(Recorder::start(
@@ -93,11 +95,25 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let syncer = Syncer::new(backend, Planner::new(config.settings), metrics.clone())
         .cleaner(Cleaner::start(metrics.clone())?)
         .events(events);
-    let periods = Periods {
-        full: config.sync_period,
-        least: config.min_sync_period,
-    };
-    let runner = Runner::new(&config.hostname, syncer, periods, health, checks, metrics)?;
-    runner.run(updates(&client, &config.hostname), stop).await;
+    let index = Index::new(&config.hostname).proxy_name(config.service_proxy_name.clone());
+    let updates = updates(
+        &client,
+        &config.hostname,
+        config.service_proxy_name.as_deref(),
+    );
+    let runner = Runner::new(index, syncer, periods, health, checks, metrics)?
+        .reload(Reload::watch(args), configz);
+    runner.run(updates, stop).await;
     Ok(())
+}
+
+/// Without the right to it (CAP_SYS_RESOURCE) it stays as it is: most who run this in a container do.
+fn set_oom_score_adj(score: i32) {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "procfs takes a value in one write"
+    )]
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        tracing::debug!(%error, score, "oom_score_adj stays as it is");
+    }
 }

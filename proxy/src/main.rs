@@ -30,7 +30,16 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let config = Config::load(args)?;
+    if let Some(path) = &args.write_config_to {
+        let yaml = serde_saphyr::to_string(&config.document()).context("--write-config-to")?;
+        return hostnet::atomic_file::replace(path, yaml.as_bytes(), 0o644)
+            .with_context(|| format!("--write-config-to {}", path.display()));
+    }
     agent::logging::init(&config.log, &["proxy"])?;
+    if args.init_only {
+        config.tell();
+        return Ok(());
+    }
     // This thread runs the loop, which blocks while the kernel works; one more does all else.
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -39,6 +48,6 @@ fn run(args: &Args) -> anyhow::Result<()> {
         .context("cannot start the runtime")?
         .block_on(async {
             let stop = agent::shutdown::on_signal().context("cannot handle signals")?;
-            Ok(daemon::run(config, stop).await?)
+            Ok(daemon::run(args, config, stop).await?)
         })
 }

@@ -19,21 +19,23 @@ use futures::stream::{BoxStream, StreamExt, select};
 use hostnet::nft;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client};
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
+use crate::config::{Config, Reload};
 use crate::foreign::Foreign;
 use crate::health::Health;
 use crate::index::{Index, Update};
 use crate::interfaces::{self, Interfaces};
 use crate::metrics::Metrics;
-use crate::plan::Checks;
+use crate::plan::{Checks, Planner};
 use crate::sync::Syncer;
 
-/// Services of another proxy are not even sent to us.
-const SERVICES: &str = "!service.kubernetes.io/service-proxy-name";
+/// Whose Services these are: those of another proxy are not even sent to us.
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Slices of headless Services have no rules.
 const SLICES: &str = "!service.kubernetes.io/headless";
 /// How long what nothing leads to any more stays for packets that are on their way.
@@ -41,8 +43,13 @@ const TICK: Duration = Duration::from_millis(250);
 /// The first wait after a failed pass, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
-/// What the API tells of everything that rules come from, on a Node of that name.
-pub fn updates(client: &Client, node: &str) -> BoxStream<'static, Update> {
+/// What the API tells of everything that rules come from, on a Node of that name. `proxy_name`: see
+/// [`Index::proxy_name`].
+pub fn updates(
+    client: &Client,
+    node: &str,
+    proxy_name: Option<&str>,
+) -> BoxStream<'static, Update> {
     let by_label = |labels: &str| Selector {
         labels: Some(labels.into()),
         fields: None,
@@ -51,7 +58,11 @@ pub fn updates(client: &Client, node: &str) -> BoxStream<'static, Update> {
         labels: None,
         fields: Some(format!("metadata.name={node}")),
     };
-    let services = deltas(Api::all(client.clone()), &by_label(SERVICES)).map(Update::Service);
+    let ours = match proxy_name {
+        Some(name) => format!("{PROXY_NAME}={name}"),
+        None => format!("!{PROXY_NAME}"),
+    };
+    let services = deltas(Api::all(client.clone()), &by_label(&ours)).map(Update::Service);
     let slices = deltas(Api::all(client.clone()), &by_label(SLICES)).map(Update::Slice);
     let node = deltas(Api::all(client.clone()), &this_node).map(Update::Node);
     select(services, select(slices, node)).boxed()
@@ -64,6 +75,8 @@ pub struct Runner<B> {
     syncer: Syncer<B>,
     pacer: Pacer,
     interfaces: Option<Interfaces>,
+    reload: Option<Reload>,
+    configz: watch::Sender<Value>,
     foreign: Option<Foreign>,
     tick_at: Option<Instant>,
     health: watch::Sender<Health>,
@@ -80,43 +93,57 @@ pub struct Periods {
     pub least: Duration,
 }
 
+impl Periods {
+    /// Those of a configuration.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            full: config.sync_period,
+            least: config.min_sync_period,
+        }
+    }
+
+    fn options(self) -> Options {
+        Options {
+            min_interval: self.least,
+            full_every: self.full,
+            retry: RETRY.0,
+            retry_max: RETRY.1,
+        }
+    }
+}
+
 impl<B: Backend> Runner<B> {
-    /// A loop that programs `syncer`'s backend for the Node of that name. Watches the interfaces'
+    /// Follows the configuration file: what can be changed while it runs is, and `configz` is told.
+    #[must_use]
+    pub fn reload(self, reload: Reload, configz: watch::Sender<Value>) -> Self {
+        Self {
+            reload: Some(reload),
+            configz,
+            ..self
+        }
+    }
+
+    /// A loop that programs `syncer`'s backend with what it folds into the index. Watches the interfaces'
     /// addresses where node ports go by them. Needs the runtime.
     ///
     /// # Errors
     /// The kernel does not tell of its addresses.
     pub fn new(
-        node: &str,
+        index: Index,
         mut syncer: Syncer<B>,
         periods: Periods,
         health: watch::Sender<Health>,
         checks: watch::Sender<Checks>,
         metrics: Metrics,
     ) -> Result<Self, interfaces::Error> {
-        let wanted = syncer
-            .planner()
-            .settings()
-            .node_port_addresses
-            .needs_interfaces();
-        let mut interfaces = if wanted {
-            Some(Interfaces::watch()?)
-        } else {
-            None
-        };
-        if let Some(interfaces) = &mut interfaces {
-            syncer.planner().set_interfaces(interfaces.list()?);
-        }
+        let interfaces = watch_interfaces(&mut syncer)?;
         Ok(Self {
-            index: Index::new(node),
+            index,
             syncer,
-            pacer: Pacer::new(Options {
-                min_interval: periods.least,
-                full_every: periods.full,
-                retry: RETRY.0,
-                retry_max: RETRY.1,
-            }),
+            pacer: Pacer::new(periods.options()),
             interfaces,
+            reload: None,
+            configz: watch::channel(Value::Null).0,
             foreign: None,
             tick_at: None,
             health,
@@ -139,6 +166,7 @@ impl<B: Backend> Runner<B> {
                     self.list_addresses();
                     self.mark();
                 }
+                config = reloaded(&mut self.reload) => self.configure(config),
                 pass = self.pacer.due(), if self.index.is_complete() => self.pass(pass),
                 () = sleep_until(self.tick_at.unwrap_or_else(Instant::now)), if self.tick_at.is_some() => {
                     self.tick();
@@ -162,6 +190,34 @@ impl<B: Backend> Runner<B> {
             }
             self.mark();
         }
+    }
+
+    /// Goes by another configuration, as far as that can be changed while it runs.
+    fn configure(&mut self, config: Config) {
+        config.tell();
+        let planner = self.syncer.planner();
+        let needs = |planner: &Planner| planner.settings().node_port_addresses.needs_interfaces();
+        let had = needs(planner);
+        planner.set_settings(config.settings.clone());
+        if needs(planner) && !had {
+            match watch_interfaces(&mut self.syncer) {
+                Ok(interfaces) => self.interfaces = interfaces,
+                Err(error) => tracing::error!(%error, "node ports stay where they are"),
+            }
+        }
+        self.pacer.set_options(Periods::of(&config).options());
+        self.mark();
+        let document = config.document();
+        let restart = needs_restart(&self.configz.borrow(), &document);
+        tracing::info!(settings = %config.settings, "the configuration file was read anew");
+        if !restart.is_empty() {
+            let fields = restart.join(", ");
+            tracing::warn!(
+                fields,
+                "these changed too, and need a restart to have an effect"
+            );
+        }
+        self.configz.send_replace(document);
     }
 
     fn tell_of_the_start(&self) {
@@ -289,6 +345,43 @@ impl<B: Backend> Runner<B> {
         } else {
             self.tick_at = None;
         }
+    }
+}
+
+/// The addresses of interfaces, as far as the settings need them.
+fn watch_interfaces<B: Backend>(
+    syncer: &mut Syncer<B>,
+) -> Result<Option<Interfaces>, interfaces::Error> {
+    let planner = syncer.planner();
+    if !planner.settings().node_port_addresses.needs_interfaces() {
+        return Ok(None);
+    }
+    let mut interfaces = Interfaces::watch()?;
+    planner.set_interfaces(interfaces.list()?);
+    Ok(Some(interfaces))
+}
+
+/// Fields of the configuration that differ and are only read at the start.
+fn needs_restart(old: &Value, new: &Value) -> Vec<&'static str> {
+    let fields = [
+        "bindAddressHardFail",
+        "clientConnection",
+        "healthzBindAddress",
+        "hostnameOverride",
+        "logging",
+        "metricsBindAddress",
+        "oomScoreAdj",
+        "serviceProxyName",
+    ];
+    (fields.into_iter())
+        .filter(|field| old[field] != new[field])
+        .collect()
+}
+
+async fn reloaded(reload: &mut Option<Reload>) -> Config {
+    match reload {
+        Some(reload) => reload.next().await,
+        None => std::future::pending().await,
     }
 }
 

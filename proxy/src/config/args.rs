@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use agent::logging::LogArgs;
 use clap::{ArgAction, Parser};
 
+use super::ignored::Ignored;
+
 /// Turns Services and EndpointSlices into NAT in the kernel, in place of kube-proxy.
 ///
 /// What the file of --config says goes before flags, except --hostname-override; flags go before defaults.
@@ -19,6 +21,15 @@ pub struct Args {
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true,
           default_value_t = false, default_missing_value = "true")]
     pub cleanup: bool,
+
+    /// Set what needs all of root's rights (the kernel's switches), and exit
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+          default_value_t = false, default_missing_value = "true")]
+    pub init_only: bool,
+
+    /// Write the configuration that file, flags and defaults make to this file, and exit
+    #[arg(long, value_name = "FILE")]
+    pub write_config_to: Option<PathBuf>,
 
     /// The API server's URL, instead of the one that the kubelet of this node uses
     #[arg(long, value_name = "URL")]
@@ -37,9 +48,22 @@ pub struct Args {
     #[arg(long, value_name = "CIDR")]
     pub cluster_cidr: Option<String>,
 
-    /// How pods' packets are told from others: ClusterCIDR or NodeCIDR [default: ClusterCIDR]
+    /// How pods' packets are told from others: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix
+    /// [default: ClusterCIDR]
     #[arg(long, value_name = "MODE")]
     pub detect_local_mode: Option<String>,
+
+    /// The bridge that pods' packets come from, in mode BridgeInterface: cni0 with twill-cni
+    #[arg(long, value_name = "NAME")]
+    pub pod_bridge_interface: Option<String>,
+
+    /// How the names of interfaces begin that pods' packets come from, in mode InterfaceNamePrefix
+    #[arg(long, value_name = "PREFIX")]
+    pub pod_interface_name_prefix: Option<String>,
+
+    /// Serve only Services with the label service.kubernetes.io/service-proxy-name of this value
+    #[arg(long, value_name = "NAME")]
+    pub service_proxy_name: Option<String>,
 
     /// The mode: nftables [default: nftables]
     #[arg(long, value_name = "MODE")]
@@ -70,6 +94,47 @@ pub struct Args {
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_name = "BOOL")]
     pub bind_address_hard_fail: Option<bool>,
+
+    /// The most connections that the kernel tracks, for each core; 0: as it is [default: 32768]
+    #[arg(long, value_name = "N")]
+    pub conntrack_max_per_core: Option<u32>,
+
+    /// The most connections that the kernel tracks, at least [default: 131072]
+    #[arg(long, value_name = "N")]
+    pub conntrack_min: Option<u32>,
+
+    /// How long the kernel remembers an idle TCP connection; 0s: as it is [default: 24h]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_tcp_timeout_established: Option<String>,
+
+    /// How long it remembers a TCP connection that one side has closed; 0s: as it is [default: 1h]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_tcp_timeout_close_wait: Option<String>,
+
+    /// Take TCP packets outside of the window for valid
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_name = "BOOL")]
+    pub conntrack_tcp_be_liberal: Option<bool>,
+
+    /// How long the kernel remembers a UDP flow without an answer; 0s: as it is [default: 0s]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_udp_timeout: Option<String>,
+
+    /// How long it remembers a UDP flow with an answer; 0s: as it is [default: 0s]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_udp_timeout_stream: Option<String>,
+
+    /// This process's oom_score_adj, -1000 to 1000 [default: -999]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub oom_score_adj: Option<i32>,
+
+    /// kube-proxy's name for --log-format
+    #[arg(long, hide = true, value_name = "FORMAT")]
+    pub logging_format: Option<String>,
+
+    /// What changes nothing here
+    #[command(flatten)]
+    pub ignored: Ignored,
 
     /// How the log is written
     #[command(flatten)]

@@ -27,8 +27,25 @@ pub(super) struct File {
     pub(super) masquerade_all: Option<bool>,
     pub(super) sync_period: Option<Duration>,
     pub(super) min_sync_period: Option<Duration>,
+    pub(super) bridge_interface: Option<String>,
+    pub(super) interface_prefix: Option<String>,
+    pub(super) service_proxy_name: Option<String>,
+    pub(super) oom_score_adj: Option<i32>,
+    pub(super) conntrack: FileConntrack,
     pub(super) log_verbosity: Option<u8>,
     pub(super) log_format: Option<agent::logging::Format>,
+}
+
+/// The section `conntrack`. Here an empty value says something: 0 leaves a switch alone.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct FileConntrack {
+    pub(super) max_per_core: Option<u32>,
+    pub(super) min: Option<u32>,
+    pub(super) tcp_established: Option<Duration>,
+    pub(super) tcp_close_wait: Option<Duration>,
+    pub(super) tcp_be_liberal: Option<bool>,
+    pub(super) udp: Option<Duration>,
+    pub(super) udp_stream: Option<Duration>,
 }
 
 /// What a file was found to be.
@@ -42,19 +59,17 @@ pub(super) struct Read {
     pub(super) unused: Vec<String>,
 }
 
-const GROUP: &str = "kubeproxy.config.k8s.io/v1alpha1";
-const KIND: &str = "KubeProxyConfiguration";
+pub(super) const GROUP: &str = "kubeproxy.config.k8s.io/v1alpha1";
+pub(super) const KIND: &str = "KubeProxyConfiguration";
 
 /// Fields of kube-proxy's whose job is not there (the kernel's, another platform's or another mode's), or
 /// is done in another way.
 const UNUSED: &[&str] = &[
     "configSyncPeriod",
-    "conntrack",
     "enableProfiling",
     "featureGates",
     "iptables",
     "ipvs",
-    "oomScoreAdj",
     "portRange",
     "showHiddenMetricsForVersion",
     "udpIdleTimeout",
@@ -90,6 +105,8 @@ pub(super) fn read(document: Map<String, Value>) -> Read {
         cluster_cidr: r.parse("clusterCIDR", values::cluster_cidr),
         detect_local: r.parse("detectLocalMode", values::detect_local),
         node_port_addresses: node_port_addresses(&mut r),
+        service_proxy_name: r.parse("serviceProxyName", values::text),
+        oom_score_adj: oom_score_adj(&mut r),
         ..File::default()
     };
     r.section("clientConnection", |r| {
@@ -105,7 +122,20 @@ pub(super) fn read(document: Map<String, Value>) -> Read {
         unused.extend(r.skip(&["masqueradeBit"]));
     });
     r.section("detectLocal", |r| {
-        unused.extend(r.skip(&["bridgeInterface", "interfaceNamePrefix"]));
+        file.bridge_interface = r.parse("bridgeInterface", values::bridge);
+        file.interface_prefix = r.parse("interfaceNamePrefix", values::interface_prefix);
+    });
+    r.section("conntrack", |r| {
+        let number = "a number of connections, or 0";
+        file.conntrack = FileConntrack {
+            max_per_core: r.take("maxPerCore", number),
+            min: r.take("min", number),
+            tcp_established: r.parse("tcpEstablishedTimeout", values::duration),
+            tcp_close_wait: r.parse("tcpCloseWaitTimeout", values::duration),
+            tcp_be_liberal: r.take("tcpBeLiberal", "true or false"),
+            udp: r.parse("udpTimeout", values::duration),
+            udp_stream: r.parse("udpStreamTimeout", values::duration),
+        };
     });
     r.section("logging", |r| {
         file.log_verbosity = r.take("verbosity", "a number from 0 to 255");
@@ -120,6 +150,13 @@ pub(super) fn read(document: Map<String, Value>) -> Read {
         unknown,
         unused,
     }
+}
+
+fn oom_score_adj(r: &mut Reader) -> Option<i32> {
+    let score: i32 = r.take("oomScoreAdj", "a number from -1000 to 1000")?;
+    values::oom_score_adj(score)
+        .inspect_err(|reason| r.fault("oomScoreAdj", score, reason))
+        .ok()
 }
 
 fn node_port_addresses(r: &mut Reader) -> Option<NodePortAddresses> {

@@ -2,8 +2,12 @@
 //! sees what was given.
 
 mod args;
+mod document;
 mod file;
+mod ignored;
 mod reader;
+mod reload;
+mod sysctls;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -16,7 +20,10 @@ use agent::logging::LogArgs;
 use serde_json::{Map, Value};
 
 pub use args::Args;
+pub use ignored::Ignored;
 pub use reader::Fault;
+pub use reload::Reload;
+pub use sysctls::Conntrack;
 
 use crate::plan::{DetectLocal, Settings};
 use file::File;
@@ -29,6 +36,9 @@ const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPE
 /// How often everything is compared with the kernel by default.
 const SYNC_PERIOD: Duration = Duration::from_secs(30);
 
+/// kube-proxy's: of all processes the kernel shall kill it next to last.
+const OOM_SCORE_ADJ: i32 = -999;
+
 /// The configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -38,6 +48,13 @@ pub struct Config {
     pub client: agent::client::Options,
     /// What rules depend on.
     pub settings: Settings,
+    /// Serve only Services with this value of the label `service.kubernetes.io/service-proxy-name`; `None`:
+    /// those without it.
+    pub service_proxy_name: Option<String>,
+    /// What is asked of connection tracking.
+    pub conntrack: Conntrack,
+    /// This process's `oom_score_adj`.
+    pub oom_score_adj: i32,
     /// How often everything is compared with the kernel.
     pub sync_period: Duration,
     /// The least time between two passes.
@@ -121,27 +138,14 @@ impl Config {
         if mode == Some(Mode::Ipvs) {
             notes.push("mode ipvs: nftables mode serves in its place".to_owned());
         }
-        let cluster_cidr = (file.cluster_cidr).or(flags.parse(
-            "--cluster-cidr",
-            &args.cluster_cidr,
-            values::cluster_cidr,
-        ));
-        let detect = (file.detect_local).or(flags.parse(
-            "--detect-local-mode",
-            &args.detect_local_mode,
-            values::detect_local,
-        ));
-        let detect_local = match (detect, cluster_cidr) {
-            (Some(DetectMode::NodeCidr), _) => DetectLocal::NodeCidr,
-            (_, Some(networks)) => DetectLocal::ClusterCidr(networks),
-            (_, None) => {
-                notes.push(
-                    "no cluster CIDR: connections from outside to cluster IPs are not masqueraded"
-                        .to_owned(),
-                );
-                DetectLocal::Nothing
-            }
-        };
+        let detect_local = flags.detect_local(args, &mut file, &mut notes);
+        let conntrack = flags.conntrack(args, &file.conntrack);
+        let oom_score_adj = file
+            .oom_score_adj
+            .or_else(|| flags.check("--oom-score-adj", args.oom_score_adj, values::oom_score_adj));
+        notes.extend(
+            (args.ignored.given().iter()).map(|flag| format!("{flag}: has no effect here")),
+        );
         let node_port_addresses = |text: &str| {
             let texts: Vec<_> = text.split(',').map(str::trim).collect();
             values::node_port_addresses(&texts)
@@ -180,6 +184,11 @@ impl Config {
             &args.healthz_bind_address,
             HEALTHZ,
         );
+        let log_format = (file.log_format).or(flags.parse(
+            "--logging-format",
+            &args.logging_format,
+            values::log_format,
+        ));
         if !faults.is_empty() {
             return Err(Error::Faults(faults));
         }
@@ -188,7 +197,7 @@ impl Config {
         if log.v == 0 {
             log.v = file.log_verbosity.unwrap_or(0);
         }
-        if let Some(format) = file.log_format {
+        if let Some(format) = log_format {
             log.log_format = format;
         }
         Ok(Self {
@@ -203,6 +212,12 @@ impl Config {
                 ..agent::client::Options::new(concat!("twill-proxy/", env!("CARGO_PKG_VERSION")))
             },
             settings,
+            service_proxy_name: file
+                .service_proxy_name
+                .or(args.service_proxy_name.clone())
+                .filter(|name| !name.is_empty()),
+            conntrack,
+            oom_score_adj: oom_score_adj.unwrap_or(OOM_SCORE_ADJ),
             sync_period,
             min_sync_period,
             metrics: file.metrics.or(metrics),
@@ -217,12 +232,122 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Says what is to be said of it, and sets the kernel's switches for connection tracking.
+    pub fn tell(&self) {
+        for note in &self.notes {
+            tracing::warn!("configuration: {note}");
+        }
+        for warning in self.conntrack.apply() {
+            tracing::warn!("connection tracking: {warning}");
+        }
+    }
+}
+
 /// Understands flags, and collects what is wrong with them beside what is wrong with the file.
 struct Flags<'a> {
     faults: &'a mut Vec<Fault>,
 }
 
 impl Flags<'_> {
+    /// How pods' packets are told from others. A way that lacks what it needs is none, which is said, as
+    /// kube-proxy does.
+    fn detect_local(
+        &mut self,
+        args: &Args,
+        file: &mut File,
+        notes: &mut Vec<String>,
+    ) -> DetectLocal {
+        let mode = self.parse(
+            "--detect-local-mode",
+            &args.detect_local_mode,
+            values::detect_local,
+        );
+        let cidr = self.parse("--cluster-cidr", &args.cluster_cidr, values::cluster_cidr);
+        let bridge = self.parse(
+            "--pod-bridge-interface",
+            &args.pod_bridge_interface,
+            values::bridge,
+        );
+        let prefix = self.parse(
+            "--pod-interface-name-prefix",
+            &args.pod_interface_name_prefix,
+            values::interface_prefix,
+        );
+        let mode = (file.detect_local.take().or(mode)).unwrap_or(DetectMode::ClusterCidr);
+        let (found, missing) = match mode {
+            DetectMode::NodeCidr => return DetectLocal::NodeCidr,
+            DetectMode::ClusterCidr => (
+                (file.cluster_cidr.take().or(cidr)).map(DetectLocal::ClusterCidr),
+                "no cluster CIDR",
+            ),
+            DetectMode::Bridge => (
+                (file.bridge_interface.take().or(bridge))
+                    .map(|name| DetectLocal::Interface(name.into())),
+                "no name of a bridge (detectLocal.bridgeInterface)",
+            ),
+            DetectMode::Prefix => (
+                (file.interface_prefix.take().or(prefix))
+                    .map(|prefix| DetectLocal::Interface(format!("{prefix}*").into())),
+                "no prefix of interfaces (detectLocal.interfaceNamePrefix)",
+            ),
+        };
+        found.unwrap_or_else(|| {
+            notes.push(format!(
+                "{missing}: connections from outside to cluster IPs are not masqueraded"
+            ));
+            DetectLocal::Nothing
+        })
+    }
+
+    fn conntrack(&mut self, args: &Args, file: &file::FileConntrack) -> Conntrack {
+        let mut duration =
+            |name: &str, text: &Option<String>| self.parse(name, text, values::duration);
+        let usual = Conntrack::default();
+        let (established, close_wait, udp, udp_stream) = (
+            duration(
+                "--conntrack-tcp-timeout-established",
+                &args.conntrack_tcp_timeout_established,
+            ),
+            duration(
+                "--conntrack-tcp-timeout-close-wait",
+                &args.conntrack_tcp_timeout_close_wait,
+            ),
+            duration("--conntrack-udp-timeout", &args.conntrack_udp_timeout),
+            duration(
+                "--conntrack-udp-timeout-stream",
+                &args.conntrack_udp_timeout_stream,
+            ),
+        );
+        Conntrack {
+            max_per_core: (file.max_per_core.or(args.conntrack_max_per_core))
+                .unwrap_or(usual.max_per_core),
+            min: file.min.or(args.conntrack_min).unwrap_or(usual.min),
+            tcp_established: (file.tcp_established.or(established))
+                .unwrap_or(usual.tcp_established),
+            tcp_close_wait: (file.tcp_close_wait.or(close_wait)).unwrap_or(usual.tcp_close_wait),
+            tcp_be_liberal: (file
+                .tcp_be_liberal
+                .filter(|on| *on)
+                .or(args.conntrack_tcp_be_liberal))
+            .unwrap_or(usual.tcp_be_liberal),
+            udp: file.udp.or(udp).unwrap_or(usual.udp),
+            udp_stream: file.udp_stream.or(udp_stream).unwrap_or(usual.udp_stream),
+        }
+    }
+
+    fn check<T: Copy + std::fmt::Display, E: std::fmt::Display>(
+        &mut self,
+        flag: &str,
+        value: Option<T>,
+        check: impl FnOnce(T) -> Result<T, E>,
+    ) -> Option<T> {
+        let value = value?;
+        check(value)
+            .inspect_err(|reason| self.faults.push(Fault::new(flag, value, reason)))
+            .ok()
+    }
+
     /// An empty flag is as good as none.
     fn parse<T, E: std::fmt::Display>(
         &mut self,

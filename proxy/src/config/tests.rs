@@ -5,6 +5,7 @@ use clap::Parser;
 
 use super::*;
 use crate::plan::NodePortAddresses;
+use proptest::prelude::*;
 
 /// What kubeadm writes for kube-proxy, its empty values too.
 const KUBEADM: &str = "
@@ -246,7 +247,7 @@ fn what_has_no_effect_is_said() {
             "clusterCIDR: 10.244.0.0/16
 mode: ipvs
 ipvs: {scheduler: lc}
-conntrack: {maxPerCore: 1}
+featureGates: {A: true}
 clientConnection: {qps: 50}
 nftables: {masqueradeBits: 3}
 hello: world",
@@ -258,7 +259,7 @@ hello: world",
     nftables.masqueradeBits: unknown, ignored
     hello: unknown, ignored
     clientConnection.qps: has no effect here
-    conntrack: has no effect here
+    featureGates: has no effect here
     ipvs: has no effect here
     mode ipvs: nftables mode serves in its place
     ");
@@ -304,4 +305,238 @@ fn files_that_are_none() {
     let args = Args::try_parse_from(["twill-proxy", "--config=/nowhere/config.yaml"]).unwrap();
     let error = Config::load(&args).unwrap_err().to_string();
     assert!(error.contains("--config /nowhere/config.yaml: "), "{error}");
+}
+
+#[test]
+fn local_traffic_is_told_in_four_ways() {
+    let detect = |fields: &str, flags: &[&str]| {
+        let config = load(&file(fields), flags).unwrap();
+        (config.settings.detect_local, config.notes.join("\n"))
+    };
+    let interface = |name: &str| (DetectLocal::Interface(name.into()), String::new());
+    let bridge = "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}";
+    assert_eq!(detect(bridge, &[]), interface("cni0"));
+    let prefix = "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: veth}";
+    assert_eq!(detect(prefix, &[]), interface("veth*"));
+    let flags = [
+        "--detect-local-mode=BridgeInterface",
+        "--pod-bridge-interface=cbr0",
+        "--pod-interface-name-prefix=cali",
+    ];
+    assert_eq!(detect("", &flags), interface("cbr0"));
+    let flags = [
+        "--pod-interface-name-prefix=cali",
+        "--pod-bridge-interface=cbr0",
+    ];
+    assert_eq!(
+        detect("detectLocalMode: InterfaceNamePrefix", &flags),
+        interface("cali*")
+    );
+    let (nothing, note) = detect("detectLocalMode: BridgeInterface", &[]);
+    assert_eq!(nothing, DetectLocal::Nothing);
+    assert!(note.contains("detectLocal.bridgeInterface"), "{note}");
+}
+
+#[test]
+fn connection_tracking_is_kube_proxys_unless_it_is_said() {
+    let conntrack = |fields: &str, flags: &[&str]| load(&file(fields), flags).unwrap().conntrack;
+    assert_eq!(conntrack("", &[]), Conntrack::default());
+    let given = conntrack(
+        "conntrack: {maxPerCore: 0, min: 7, tcpEstablishedTimeout: 1h, tcpBeLiberal: true, udpTimeout: 30s}",
+        &[
+            "--conntrack-max-per-core=9",
+            "--conntrack-tcp-timeout-close-wait=0s",
+            "--conntrack-udp-timeout-stream=2m",
+        ],
+    );
+    let wanted = Conntrack {
+        max_per_core: 0,
+        min: 7,
+        tcp_established: Duration::from_secs(3600),
+        tcp_close_wait: Duration::ZERO,
+        tcp_be_liberal: true,
+        udp: Duration::from_secs(30),
+        udp_stream: Duration::from_secs(120),
+    };
+    assert_eq!(given, wanted);
+}
+
+#[test]
+fn every_wrong_value_is_named() {
+    let error = faults(load(
+        &file(
+            "conntrack: {maxPerCore: -1, min: many, tcpEstablishedTimeout: 1d, tcpBeLiberal: 1}
+detectLocalMode: Bridge
+detectLocal: {bridgeInterface: a/b, interfaceNamePrefix: waytoolonganinterface}
+oomScoreAdj: 2000",
+        ),
+        &[
+            "--oom-score-adj=-1001",
+            "--conntrack-udp-timeout=x",
+            "--logging-format=xml",
+        ],
+    ));
+    let named = [
+        "conntrack.maxPerCore: -1:",
+        "conntrack.min: \"many\":",
+        "conntrack.tcpEstablishedTimeout: \"1d\":",
+        "conntrack.tcpBeLiberal: 1:",
+        "detectLocalMode: \"Bridge\": want ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix",
+        "detectLocal.bridgeInterface: \"a/b\":",
+        "detectLocal.interfaceNamePrefix: \"waytoolonganinterface\":",
+        "oomScoreAdj: 2000: want a number from -1000 to 1000",
+        "--oom-score-adj: -1001:",
+        "--conntrack-udp-timeout: \"x\":",
+        "--logging-format: \"xml\":",
+    ];
+    for named in named {
+        assert!(error.contains(named), "{named} in {error}");
+    }
+    assert_eq!(error.lines().count(), 1 + named.len(), "{error}");
+}
+
+#[test]
+fn kube_proxys_other_flags_are_borne_and_named() {
+    let flags = [
+        "--ipvs-scheduler=rr",
+        "--iptables-sync-period=30s",
+        "--profiling",
+        "--kube-api-qps=50",
+        "--cluster-cidr=10.0.0.0/8",
+    ];
+    let notes = load(&file(""), &flags).unwrap().notes;
+    assert_eq!(
+        notes,
+        [
+            "--iptables-sync-period: has no effect here",
+            "--ipvs-scheduler: has no effect here",
+            "--kube-api-qps: has no effect here",
+            "--profiling: has no effect here",
+        ]
+    );
+}
+
+/// What is written is read back as the same.
+#[test]
+fn the_document_of_a_configuration_makes_it_again() {
+    let everything = "clusterCIDR: 10.244.0.0/16,fd00::/48
+bindAddress: 192.168.1.12
+bindAddressHardFail: true
+clientConnection: {kubeconfig: /etc/kubeconfig}
+conntrack: {maxPerCore: 1, min: 2, tcpBeLiberal: true, tcpCloseWaitTimeout: 90s, tcpEstablishedTimeout: 500ms, udpTimeout: 1.5s, udpStreamTimeout: 25h}
+healthzBindAddress: '[::]:9256'
+metricsBindAddress: 0.0.0.0
+hostnameOverride: node-a
+nodePortAddresses: [10.0.0.0/8, 'fd00::/8']
+nftables: {masqueradeAll: true, syncPeriod: 1m, minSyncPeriod: 100ms}
+oomScoreAdj: -5
+serviceProxyName: mine
+logging: {format: json, verbosity: 4}";
+    for fields in [
+        everything,
+        "hostnameOverride: a",
+        "hostnameOverride: a\ndetectLocalMode: NodeCIDR",
+        "hostnameOverride: a\ndetectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}",
+        "hostnameOverride: a\ndetectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: veth}",
+    ] {
+        let document = load(&file(fields), &[]).unwrap().document();
+        let yaml = serde_saphyr::to_string(&document).unwrap();
+        let again = load(&yaml, &[]).unwrap();
+        assert_eq!(again.document(), document, "{yaml}");
+        assert!(
+            !again.notes.iter().any(|note| note.contains("unknown")),
+            "{:?}",
+            again.notes
+        );
+    }
+    let document = load(&file(everything), &[]).unwrap().document();
+    let established = &document["conntrack"]["tcpEstablishedTimeout"];
+    assert_eq!(established, "500ms");
+    assert_eq!(document["conntrack"]["udpStreamTimeout"], "25h0m0s");
+    assert_eq!(document["conntrack"]["udpTimeout"], "1.5s");
+}
+
+/// Any mapping, of known fields mostly, with values of any kind.
+fn any_value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        "[a-z0-9:/.,-]{0,20}".prop_map(Value::from),
+        Just(Value::from("NodeCIDR")),
+        Just(Value::from("nftables")),
+        Just(Value::from("10.0.0.0/8")),
+    ];
+    leaf.prop_recursive(3, 24, 6, |inner| {
+        let fields = prop_oneof![
+            prop::sample::select(vec![
+                "bindAddress",
+                "conntrack",
+                "detectLocal",
+                "bridgeInterface",
+                "min",
+                "maxPerCore",
+                "nftables",
+                "syncPeriod",
+                "minSyncPeriod",
+                "masqueradeAll",
+                "nodePortAddresses",
+                "mode",
+                "detectLocalMode",
+                "clusterCIDR",
+                "logging",
+                "verbosity",
+                "oomScoreAdj",
+                "clientConnection",
+                "kubeconfig",
+                "metricsBindAddress",
+                "hostnameOverride",
+            ])
+            .prop_map(String::from),
+            "[a-zA-Z]{1,6}".prop_map(String::from),
+        ];
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(fields, inner, 0..8)
+                .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_file_makes_it_panic_and_faults_name_fields(document in any_value()) {
+        let args = Args::try_parse_from(["twill-proxy", "--hostname-override=x"]).unwrap();
+        let mut fields = document.as_object().cloned().unwrap_or_default();
+        fields.insert("apiVersion".into(), "kubeproxy.config.k8s.io/v1alpha1".into());
+        fields.insert("kind".into(), "KubeProxyConfiguration".into());
+        match Config::new(&args, Some(fields)) {
+            Ok(config) => drop(config.document()),
+            Err(Error::Faults(faults)) => {
+                prop_assert!(faults.iter().all(|fault| !fault.field.is_empty() && !fault.reason.is_empty()));
+            }
+            Err(other) => prop_assert!(false, "{other}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_changes_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.yaml");
+    let write = |fields: &str| {
+        hostnet::atomic_file::replace(&path, file(fields).as_bytes(), 0o644).unwrap();
+    };
+    write("hostnameOverride: a");
+    let flag = format!("--config={}", path.display());
+    let args = Args::try_parse_from(["twill-proxy", &flag]).unwrap();
+    let mut reload = Reload::watch(&args);
+    // What cannot be used is passed over.
+    write("mode: kernelspace");
+    let next = reload.next();
+    let waiting = tokio::time::timeout(Duration::from_millis(100), next).await;
+    assert!(waiting.is_err());
+    write("nftables: {masqueradeAll: true}\nhostnameOverride: a");
+    let config = tokio::time::timeout(Duration::from_secs(60), reload.next()).await;
+    assert!(config.unwrap().settings.masquerade_all);
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use agent::logging::Format;
-use hostnet::vocab::Subnet;
+use hostnet::vocab::{IfName, Subnet};
 
 use crate::plan::NodePortAddresses;
 
@@ -24,6 +24,10 @@ pub(super) enum DetectMode {
     ClusterCidr,
     /// By the node's pod networks.
     NodeCidr,
+    /// By the bridge that they come in by.
+    Bridge,
+    /// By how the name of the interface begins.
+    Prefix,
 }
 
 /// Any text.
@@ -47,10 +51,31 @@ pub(super) fn detect_local(text: &str) -> Result<DetectMode, &'static str> {
     match text {
         "ClusterCIDR" => Ok(DetectMode::ClusterCidr),
         "NodeCIDR" => Ok(DetectMode::NodeCidr),
-        "BridgeInterface" | "InterfaceNamePrefix" => {
-            Err("detection by interface is not provided: want ClusterCIDR or NodeCIDR")
-        }
-        _ => Err("want ClusterCIDR or NodeCIDR"),
+        "BridgeInterface" => Ok(DetectMode::Bridge),
+        "InterfaceNamePrefix" => Ok(DetectMode::Prefix),
+        _ => Err("want ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix"),
+    }
+}
+
+/// The name of an interface.
+pub(super) fn bridge(text: &str) -> Result<String, String> {
+    match IfName::new(text) {
+        Ok(_) if !text.ends_with('*') => Ok(text.to_owned()),
+        Ok(_) => Err("want a name; how names begin is what InterfaceNamePrefix is for".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// How the names of interfaces begin.
+pub(super) fn interface_prefix(text: &str) -> Result<String, String> {
+    bridge(text.trim_end_matches('*'))
+}
+
+/// A score of the kernel's, as proc(5) has it.
+pub(super) fn oom_score_adj(score: i32) -> Result<i32, &'static str> {
+    match score {
+        -1000..=1000 => Ok(score),
+        _ => Err("want a number from -1000 to 1000"),
     }
 }
 

@@ -13,7 +13,7 @@ use agent::http::Reply;
 use hostnet::vocab::Family;
 use k8s_openapi::jiff::Timestamp;
 use prometheus_client::registry::Registry;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
@@ -117,8 +117,17 @@ impl Server {
 }
 
 /// The answer to a request for this path on the metrics port.
-pub fn metrics_answer(registry: &Arc<Registry>, mode: &'static str, path: &str) -> Reply {
+pub fn metrics_answer(
+    registry: &Arc<Registry>,
+    configz: &watch::Receiver<Value>,
+    mode: &'static str,
+    path: &str,
+) -> Reply {
     match without_query(path) {
+        "/configz" => {
+            let document = json!({"kubeproxy.config.k8s.io": *configz.borrow()});
+            Reply::json(200, document.to_string())
+        }
         "/metrics" => agent::metrics::reply(registry),
         "/proxyMode" => Reply::text(200, mode),
         "/healthz" => Reply::text(200, "ok"),
@@ -205,14 +214,12 @@ mod tests {
     #[test]
     fn other_paths_are_not_there() {
         let registry = Arc::new(Registry::default());
-        assert_eq!(
-            metrics_answer(&registry, "nftables", "/proxyMode").body,
-            "nftables"
-        );
-        assert_eq!(
-            metrics_answer(&registry, "nftables", "/metrics").status,
-            200
-        );
-        assert_eq!(metrics_answer(&registry, "nftables", "/").status, 404);
+        let (_, configz) = watch::channel(json!({"mode": "nftables"}));
+        let answer = |path| metrics_answer(&registry, &configz, "nftables", path);
+        assert_eq!(answer("/proxyMode").body, "nftables");
+        assert_eq!(answer("/metrics").status, 200);
+        let document = r#"{"kubeproxy.config.k8s.io":{"mode":"nftables"}}"#;
+        assert_eq!(answer("/configz").body, document);
+        assert_eq!(answer("/").status, 404);
     }
 }

@@ -105,6 +105,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Index {
     this_node: String,
+    proxy_name: Option<String>,
     entries: HashMap<ObjectName, Entry>,
     /// Slice → Service: a slice may move to another Service by its label.
     service_of: HashMap<ObjectName, ObjectName>,
@@ -126,12 +127,20 @@ impl Index {
     pub fn new(this_node: impl Into<String>) -> Self {
         Self {
             this_node: this_node.into(),
+            proxy_name: None,
             entries: HashMap::new(),
             service_of: HashMap::new(),
             node: None,
             listed: Listed::default(),
             dirty: Dirty::default(),
         }
+    }
+
+    /// Serves only Services with this value of the label `service.kubernetes.io/service-proxy-name`, in place of
+    /// those without it.
+    #[must_use]
+    pub fn proxy_name(self, proxy_name: Option<String>) -> Self {
+        Self { proxy_name, ..self }
     }
 
     /// The name of this node.
@@ -169,7 +178,10 @@ impl Index {
     pub fn update(&mut self, update: Update) {
         match update {
             Update::Service(Delta::Upsert(object)) => {
-                self.set_service(Key::of(&object).into(), Service::fold(&object));
+                self.set_service(
+                    Key::of(&object).into(),
+                    Service::fold(&object, self.proxy_name.as_deref()),
+                );
             }
             Update::Service(Delta::Remove(key)) => self.set_service(key.into(), None),
             Update::Service(Delta::Synced) => self.listed.services = true,

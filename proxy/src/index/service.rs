@@ -57,16 +57,15 @@ pub struct Port {
 }
 
 impl Service {
+    /// `proxy_name`: the label's value that makes it ours; `None`: that there is none.
     /// `None` for a Service that is not ours to serve: headless, `ExternalName`, or another proxy's.
     /// Ports and addresses that cannot be served are left out; the API lets none of them through.
-    pub fn fold(object: &objects::Service) -> Option<Self> {
+    pub fn fold(object: &objects::Service, proxy_name: Option<&str>) -> Option<Self> {
         let spec = &object.spec;
-        let foreign = object
-            .metadata
-            .labels
-            .as_ref()
-            .is_some_and(|l| l.contains_key(PROXY_NAME_LABEL));
-        if foreign || spec.type_.as_deref() == Some("ExternalName") {
+        let labels = object.metadata.labels.as_ref();
+        let proxy = labels.and_then(|labels| labels.get(PROXY_NAME_LABEL));
+        if proxy.map(String::as_str) != proxy_name || spec.type_.as_deref() == Some("ExternalName")
+        {
             return None;
         }
         // Objects from before dual stack have the one field only.

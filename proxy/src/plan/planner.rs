@@ -88,6 +88,11 @@ impl Planner {
         &self.settings
     }
 
+    /// Sets other settings: the next update goes by them.
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
     /// The plan as of the last update.
     pub fn ruleset(&self) -> &Ruleset {
         &self.ruleset
