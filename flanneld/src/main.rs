@@ -1,11 +1,15 @@
-//! `flanneld`: reads flags and net-conf.json, and runs until told to stop.
+//! `flanneld`: reads flags and net-conf.json, and runs until told to stop; or cleans up.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use flanneld::{
-    config::{Config, Flags, flags},
+    cleanup::cleanup,
+    config::{
+        Config, Flags,
+        flags::{self, Command},
+    },
     run::run,
 };
 
@@ -25,6 +29,9 @@ fn main() -> ExitCode {
 }
 
 fn start(flags: &Flags) -> anyhow::Result<()> {
+    if let Some(Command::Cleanup(how)) = &flags.command {
+        return Ok(cleanup(flags, how)?);
+    }
     let (config, warnings) = Config::load(flags)?;
     for warning in warnings {
         tracing::warn!("{warning}");

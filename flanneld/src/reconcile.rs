@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use agent::sync::Pass;
 use hostnet::{
     netlink::{Event, Object},
-    nft,
+    nft::{self, Changes},
     vocab::{Family, Subnet, names},
 };
 
@@ -24,6 +24,7 @@ use crate::{
     host::{self, Host},
     iface::IfaceError,
     index::Index,
+    leftovers,
     node::NodeObject,
     peers::{self, Past, Peer, Selection},
     place::{announcement, place},
@@ -84,6 +85,8 @@ pub struct Reconciler {
     peers: Vec<Peer>,
     /// Who else has a say in whether forwarded packets pass.
     forward: forward::Seen,
+    /// What takes away a predecessor's rules: looked for once.
+    leftovers: Vec<Changes>,
 }
 
 /// How long the former backend stays after our Node has told the others of the new one: their watches take a moment.
@@ -111,6 +114,7 @@ impl Reconciler {
             grace: GRACE,
             peers: Vec::new(),
             forward: forward::Seen::default(),
+            leftovers: Vec::new(),
         }
     }
 
@@ -171,7 +175,9 @@ impl Reconciler {
         let lost = before
             .map(|before| diff(&belief.state, &before.state))
             .unwrap_or_default();
-        let ops = diff(&belief.state, &shall);
+        let mut ops = diff(&belief.state, &shall);
+        // Once ours stand: what a predecessor's rules did is done without a gap.
+        ops.extend(self.leftovers.drain(..).map(Op::ChangeTable));
         let failures = self.host.apply(&ops);
         if !failures.is_empty() {
             return Err(Error::Apply {
@@ -210,6 +216,13 @@ impl Reconciler {
     ) -> Result<Belief, Error> {
         let kernel = self.host.observe().map_err(Error::Observe)?;
         let state = kernel.ours();
+        if self.backend.is_none() {
+            self.leftovers = leftovers::rules(&mut self.host.nft)
+                .map_err(|error| Error::Observe(error.into()))?;
+            for line in leftovers::legacy_rules() {
+                tracing::warn!("{line}");
+            }
+        }
         self.note_backend(config.net.backend, &state);
         let former = self.former.as_ref().map(|former| &former.backend);
         self.own = place(config, node, held, &kernel, &state, former)?;

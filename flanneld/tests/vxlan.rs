@@ -332,6 +332,47 @@ fn a_forward_chain_that_drops_is_opened_for_pods_and_nobody_else() {
 }
 
 #[test]
+fn flannels_own_rules_make_room_for_ours() {
+    require_tool("iptables-nft", "iptables");
+    let (_underlay, mut nodes) = cluster(2, DUAL, &["--ip-masq"]);
+    let node = &mut nodes[0];
+    let whole = Snapshot::of(&node.ns);
+    node.ns.sh("nft", &["add", "table", "ip", "flannel-ipv4"]);
+    node.ns.sh("nft", &["add", "table", "ip6", "flannel-ipv6"]);
+    for line in [
+        "iptables-nft -t nat -N FLANNEL-POSTRTG",
+        "iptables-nft -t nat -A POSTROUTING -m comment --comment flanneld -j FLANNEL-POSTRTG",
+        "iptables-nft -t nat -A FLANNEL-POSTRTG -s 10.244.0.0/16 ! -d 224.0.0.0/4 -m comment --comment flanneld -j MASQUERADE --random-fully",
+        "iptables-nft -N FLANNEL-FWD",
+        "iptables-nft -A FORWARD -m comment --comment flanneld -j FLANNEL-FWD",
+        "iptables-nft -A FORWARD -s 203.0.113.1 -j ACCEPT",
+        "ip6tables-nft -N FLANNEL-FWD",
+        "iptables-legacy -t nat -N FLANNEL-POSTRTG",
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        node.ns.sh(words[0], &words[1..]);
+    }
+    let host = node
+        .ns
+        .run(|| flanneld::host::Host::open(hostnet::sysctl::ROOT.into()));
+    node.reconciler = flanneld::reconcile::Reconciler::new(host.unwrap());
+    node.pass(Pass::Full);
+    let rules = node.ns.sh("nft", &["list", "ruleset"]);
+    assert!(!rules.to_lowercase().contains("flannel-"), "{rules}");
+    assert!(
+        rules.contains("203.0.113.1"),
+        "what is not flannel's stays: {rules}"
+    );
+    let legacy = node.ns.run(flanneld::leftovers::legacy_rules);
+    assert_eq!(legacy.len(), 1, "{legacy:?}");
+    assert!(legacy[0].contains("iptables-legacy -t nat -X FLANNEL-POSTRTG"));
+    for (family, table) in [("ip", "nat"), ("ip", "filter"), ("ip6", "filter")] {
+        node.ns.sh("nft", &["delete", "table", family, table]);
+    }
+    assert_eq!(whole.changes(&Snapshot::of(&node.ns)), Vec::<String>::new());
+}
+
+#[test]
 fn who_else_drops_is_named_with_the_remedy() {
     let (_underlay, mut nodes) = cluster(1, V4, &[]);
     let node = &mut nodes[0];

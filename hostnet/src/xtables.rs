@@ -1,5 +1,5 @@
 //! What the old tables of `iptables-legacy` say about forwarded packets: reading only, and only as much as it takes to
-//! tell a person who it is that drops them.
+//! tell a person who it is that drops them, and what a predecessor has left.
 //!
 //! The kernel shows these tables through socket options of `linux/netfilter_ipv4/ip_tables.h`. Asking for a table loads it,
 //! so it is asked for only where it is loaded already.
@@ -30,7 +30,10 @@ const INFO_SIZE: usize = INFO_LEN - 4;
 const ENTRIES_HEADER: usize = 40;
 
 /// Tables larger than this are not looked into.
-const MAX_SIZE: usize = 64 << 20;
+const MAX_SIZE: u32 = 64 << 20;
+
+/// Length of `struct xt_entry_target`.
+const TARGET_HEADER: usize = 32;
 
 /// Whether the policy of FORWARD in the old `filter` table of the calling thread's network namespace is DROP. `None` if
 /// the table is not loaded.
@@ -38,46 +41,119 @@ const MAX_SIZE: usize = 64 << 20;
 /// # Errors
 /// The kernel refuses to show it; `CAP_NET_ADMIN` is needed.
 pub fn forward_policy_is_drop(family: Family) -> io::Result<Option<bool>> {
-    let names = match family {
-        Family::V4 => "/proc/thread-self/net/ip_tables_names",
-        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
-    };
-    let is_loaded =
-        fs::read_to_string(names).is_ok_and(|names| names.lines().any(|n| n == "filter"));
-    if !is_loaded {
-        return Ok(None);
-    }
-    let socket = Socket::open(family)?;
-    let mut info = vec![0; INFO_LEN];
-    info[..6].copy_from_slice(b"filter");
-    socket.get(GET_INFO, &mut info)?;
-    let size = u32_at(&info, INFO_SIZE)? as usize;
-    if size > MAX_SIZE {
-        return Err(io::Error::other("the filter table is too large to be read"));
-    }
-    let mut entries = vec![0; ENTRIES_HEADER + size];
-    entries[..6].copy_from_slice(b"filter");
-    entries[32..36].copy_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_ne_bytes());
-    socket.get(GET_ENTRIES, &mut entries)?;
-    policy(&info, &entries, family).map(Some)
+    Ok(match Table::read(family, "filter")? {
+        Some(table) => Some(table.policy(FORWARD)?),
+        None => None,
+    })
 }
 
-/// Reads the verdict of FORWARD's last entry, which is its policy.
-fn policy(info: &[u8], entries: &[u8], family: Family) -> io::Result<bool> {
-    // `target_offset` of `struct ipt_entry` and `struct ip6t_entry`.
-    let target_offset = match family {
-        Family::V4 => 88,
-        Family::V6 => 140,
-    };
-    let entry = ENTRIES_HEADER + u32_at(info, INFO_UNDERFLOW + 4 * FORWARD)? as usize;
-    let target = entries
-        .get(entry + target_offset..)
+/// The names of the chains that a program has made in an old table of the calling thread's network namespace; none if
+/// the table is not loaded.
+///
+/// # Errors
+/// As [`forward_policy_is_drop`].
+pub fn chains(family: Family, table: &str) -> io::Result<Vec<String>> {
+    match Table::read(family, table)? {
+        Some(table) => table.chains(),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// A table as the kernel shows it.
+struct Table {
+    family: Family,
+    info: Vec<u8>,
+    /// What [`GET_ENTRIES`] gave, header and all.
+    entries: Vec<u8>,
+}
+
+impl Table {
+    /// Reads a table; `None` if it is not loaded.
+    fn read(family: Family, name: &str) -> io::Result<Option<Table>> {
+        let names = match family {
+            Family::V4 => "/proc/thread-self/net/ip_tables_names",
+            Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+        };
+        let loaded = fs::read_to_string(names).unwrap_or_default();
+        if !loaded.lines().any(|loaded| loaded == name) {
+            return Ok(None);
+        }
+        let socket = Socket::open(family)?;
+        let mut info = vec![0; INFO_LEN];
+        info[..name.len()].copy_from_slice(name.as_bytes());
+        socket.get(GET_INFO, &mut info)?;
+        let size = u32_at(&info, INFO_SIZE)?;
+        if size > MAX_SIZE {
+            return Err(io::Error::other("the table is too large to be read"));
+        }
+        let mut entries = vec![0; ENTRIES_HEADER + size as usize];
+        entries[..name.len()].copy_from_slice(name.as_bytes());
+        entries[32..36].copy_from_slice(&size.to_ne_bytes());
+        socket.get(GET_ENTRIES, &mut entries)?;
+        Ok(Some(Table {
+            family,
+            info,
+            entries,
+        }))
+    }
+
+    /// Whether the policy of a hook, which is the verdict of its last entry, is DROP.
+    fn policy(&self, hook: usize) -> io::Result<bool> {
+        let entry = ENTRIES_HEADER + u32_at(&self.info, INFO_UNDERFLOW + 4 * hook)? as usize;
+        // `struct xt_standard_target`: a header, then the verdict; DROP is -1 there.
+        let verdict = u32_at(&self.entries, self.target(entry)? + TARGET_HEADER)? as i32;
+        Ok(verdict == -libc::NF_DROP - 1)
+    }
+
+    /// A chain that a program has made begins with an entry whose target, `ERROR`, carries its name.
+    fn chains(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        let mut entry = ENTRIES_HEADER;
+        while entry < self.entries.len() {
+            let target = self.target(entry)?;
+            // `struct xt_entry_target`: a size of 2 bytes, then the name.
+            if text_at(&self.entries, target + 2)? == "ERROR" {
+                names.push(text_at(&self.entries, target + TARGET_HEADER)?.to_owned());
+            }
+            // `next_offset` stands behind `target_offset`.
+            let next = u16_at(&self.entries, entry + self.target_offset() + 2)?;
+            if next == 0 {
+                return Err(malformed());
+            }
+            entry += usize::from(next);
+        }
+        // The last entry of all is one, too, and of no chain.
+        names.pop();
+        Ok(names)
+    }
+
+    /// Where an entry's target stands.
+    fn target(&self, entry: usize) -> io::Result<usize> {
+        Ok(entry + usize::from(u16_at(&self.entries, entry + self.target_offset())?))
+    }
+
+    /// Where `target_offset` stands in `struct ipt_entry` and `struct ip6t_entry`.
+    fn target_offset(&self) -> usize {
+        match self.family {
+            Family::V4 => 88,
+            Family::V6 => 140,
+        }
+    }
+}
+
+/// A text that a zero byte ends.
+fn text_at(bytes: &[u8], at: usize) -> io::Result<&str> {
+    let rest = bytes.get(at..).ok_or_else(malformed)?;
+    let text = rest.split(|byte| *byte == 0).next().unwrap_or_default();
+    std::str::from_utf8(text).map_err(|_| malformed())
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> io::Result<u16> {
+    bytes
+        .get(at..)
         .and_then(|rest| rest.first_chunk())
-        .map(|bytes| usize::from(u16::from_ne_bytes(*bytes)))
-        .ok_or_else(malformed)?;
-    // `struct xt_standard_target`: a header of 32 bytes, then the verdict; DROP is -1 there.
-    let verdict = u32_at(entries, entry + target + 32)? as i32;
-    Ok(verdict == -libc::NF_DROP - 1)
+        .map(|bytes| u16::from_ne_bytes(*bytes))
+        .ok_or_else(malformed)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> io::Result<u32> {
@@ -155,6 +231,12 @@ mod tests {
             assert_eq!(read(), Some(false));
             ns.sh(program, &["-P", "FORWARD", "DROP"]);
             assert_eq!(read(), Some(true));
+            let read = || ns.run(|| chains(family, "filter")).unwrap();
+            assert_eq!(read(), [""; 0]);
+            ns.sh(program, &["-N", "FLANNEL-FWD"]);
+            ns.sh(program, &["-N", "OTHER"]);
+            ns.sh(program, &["-A", "OTHER", "-j", "FLANNEL-FWD"]);
+            assert_eq!(read(), ["FLANNEL-FWD", "OTHER"]);
         }
     }
 }

@@ -134,6 +134,35 @@ pub struct Flags {
     /// Flags of flannel that are not for this daemon.
     #[command(flatten)]
     pub legacy: Legacy,
+
+    /// What to do instead of running.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What to do instead of running.
+#[derive(clap::Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Remove all that flanneld has made on this node: devices, routes, rules, files
+    ///
+    /// Stop flanneld first. Pods lose their way to other nodes. Flags that the daemon was given for its files go before
+    /// the word: flanneld --subnet-file=/run/other/subnet.env cleanup
+    Cleanup(Cleanup),
+}
+
+/// How to clean up.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Cleanup {
+    /// Only say what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Folder that has the CNI configuration 10-flannel.conflist, which goes last, and only if it is for twill-cni
+    #[arg(
+        long = "conflist-dir",
+        value_name = "DIR",
+        default_value = "/etc/cni/net.d"
+    )]
+    pub cni_conf_dir: PathBuf,
 }
 
 /// Flags of flannel that have no use here. Those of etcd are refused, the others change nothing, which is said.

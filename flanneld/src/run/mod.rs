@@ -249,6 +249,8 @@ impl Loop {
                         error,
                         "the configuration cannot be used; the last good one stays in force"
                     );
+                    let notice = notices::misconfigured(error, &self.own_reference());
+                    self.recorder.publish(notice);
                 }
                 None => tracing::info!("the configuration is right again"),
             }
