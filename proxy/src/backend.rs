@@ -19,6 +19,9 @@ pub trait Backend {
     /// only what differs. For the start, after errors, and to repair.
     fn replace(&mut self, ruleset: &Ruleset) -> Result<Applied, Self::Error>;
 
+    /// Whether the kernel holds nothing of ours: no rules that an earlier process has left.
+    fn is_bare(&mut self) -> Result<bool, Self::Error>;
+
     /// Makes these changes to the ruleset that the kernel holds since the last call. Costs what changed.
     fn update(&mut self, delta: &Delta) -> Result<Applied, Self::Error>;
 

@@ -20,6 +20,7 @@ use crate::nft::NftBackend;
 use crate::plan::{Checks, Planner};
 use crate::ports::Port;
 use crate::run::{Periods, Runner, updates};
+use crate::snapshot::Keeper;
 use crate::sync::Syncer;
 
 /// What `/proxyMode` says.
@@ -103,6 +104,10 @@ pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result
     );
     let runner = Runner::new(index, syncer, periods, health, checks, metrics)?
         .reload(Reload::watch(args), configz);
+    let runner = match config.snapshot {
+        Some(path) => runner.snapshot(Keeper::new(path)),
+        None => runner,
+    };
     runner.run(updates, stop).await;
     Ok(())
 }

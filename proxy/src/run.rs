@@ -32,6 +32,7 @@ use crate::index::{Index, Update};
 use crate::interfaces::{self, Interfaces};
 use crate::metrics::Metrics;
 use crate::plan::{Checks, Planner};
+use crate::snapshot::Keeper;
 use crate::sync::Syncer;
 
 /// Whose Services these are: those of another proxy are not even sent to us.
@@ -75,6 +76,7 @@ pub struct Runner<B> {
     syncer: Syncer<B>,
     pacer: Pacer,
     interfaces: Option<Interfaces>,
+    keeper: Option<Keeper>,
     reload: Option<Reload>,
     configz: watch::Sender<Value>,
     foreign: Option<Foreign>,
@@ -123,6 +125,43 @@ impl<B: Backend> Runner<B> {
         }
     }
 
+    /// Keeps the last good state in a file. Where the kernel holds no rules of ours (a node that was rebooted), those
+    /// of the file are programmed now, before the API server has answered.
+    #[must_use]
+    pub fn snapshot(mut self, keeper: Keeper) -> Self {
+        let is_bare = self.syncer.backend_mut().is_bare();
+        let is_bare = is_bare.unwrap_or_else(|error| {
+            let error = chain(&error);
+            tracing::warn!(
+                error,
+                "it is not known whether rules are there: the state on disk is not used"
+            );
+            false
+        });
+        let saved = if is_bare {
+            keeper.read(self.index.this_node())
+        } else {
+            None
+        };
+        self.keeper = Some(keeper);
+        let Some(mut saved) = saved else { return self };
+        match self.syncer.pass(&mut saved, Pass::Full) {
+            Ok(_) => {
+                tracing::info!("rules are as in the state on disk, until the API server answers");
+                self.health.send_replace(Health {
+                    last_updated: Some(Timestamp::now()),
+                    ..Health::default()
+                });
+            }
+            Err(error) => {
+                let error = chain(&error);
+                tracing::error!(error, "rules of the state on disk could not be programmed");
+            }
+        }
+        self.index.supersede(&saved);
+        self
+    }
+
     /// A loop that programs `syncer`'s backend with what it folds into the index. Watches the interfaces'
     /// addresses where node ports go by them. Needs the runtime.
     ///
@@ -142,6 +181,7 @@ impl<B: Backend> Runner<B> {
             syncer,
             pacer: Pacer::new(periods.options()),
             interfaces,
+            keeper: None,
             reload: None,
             configz: watch::channel(Value::Null).0,
             foreign: None,
@@ -168,6 +208,11 @@ impl<B: Backend> Runner<B> {
                 }
                 config = reloaded(&mut self.reload) => self.configure(config),
                 pass = self.pacer.due(), if self.index.is_complete() => self.pass(pass),
+                () = write_due(&self.keeper), if self.syncer.in_line() && self.index.is_complete() => {
+                    if let Some(keeper) = &mut self.keeper {
+                        tokio::task::block_in_place(|| keeper.write(&self.index));
+                    }
+                }
                 () = sleep_until(self.tick_at.unwrap_or_else(Instant::now)), if self.tick_at.is_some() => {
                     self.tick();
                 }
@@ -285,7 +330,10 @@ impl<B: Backend> Runner<B> {
         let result = tokio::task::block_in_place(|| self.syncer.pass(&mut self.index, pass));
         self.pacer.finished(pass, result.is_ok());
         match result {
-            Ok(()) => {
+            Ok(changed) => {
+                if let Some(keeper) = &mut self.keeper {
+                    keeper.note(changed);
+                }
                 if pass == Pass::Full {
                     self.watch_others();
                 }
@@ -376,6 +424,13 @@ fn needs_restart(old: &Value, new: &Value) -> Vec<&'static str> {
     (fields.into_iter())
         .filter(|field| old[field] != new[field])
         .collect()
+}
+
+async fn write_due(keeper: &Option<Keeper>) {
+    match keeper {
+        Some(keeper) => sleep_until(keeper.due()).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn reloaded(reload: &mut Option<Reload>) -> Config {

@@ -79,6 +79,16 @@ impl<B: Backend> Syncer<B> {
         &self.backend
     }
 
+    /// The packet filter, to ask it what the kernel holds.
+    pub fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    /// Whether the kernel holds the plan, as far as is known.
+    pub fn in_line(&self) -> bool {
+        self.in_line
+    }
+
     /// Whether [`Syncer::tick`] is wanted.
     pub fn unfinished(&self) -> bool {
         self.unfinished
@@ -86,7 +96,8 @@ impl<B: Backend> Syncer<B> {
 
     /// Plans what is dirty in the index, and brings the kernel in line with the plan: with all of it
     /// where `pass` says so or after a failure, else with what changed. Blocks while the kernel works.
-    pub fn pass(&mut self, index: &mut Index, pass: Pass) -> Result<(), B::Error> {
+    /// Returns whether anything was planned anew.
+    pub fn pass(&mut self, index: &mut Index, pass: Pass) -> Result<bool, B::Error> {
         let start = Instant::now();
         let dirty = index.take_dirty();
         let delta = self.planner.update(index, &dirty);
@@ -129,7 +140,7 @@ impl<B: Backend> Syncer<B> {
         let repaired = was_in_line && kind == Kind::Full && delta.is_empty() && applied.ops > 0;
         self.tell(kind, &delta, applied.ops, repaired, took);
         self.first_done = true;
-        Ok(())
+        Ok(!delta.is_empty())
     }
 
     /// Removes what an earlier pass left for packets on their way. Blocks while the kernel works.
@@ -261,6 +272,10 @@ mod tests {
             let ops = usize::from(self.holds != *ruleset);
             self.call("replace", ops)
                 .inspect(|_| self.holds = ruleset.clone())
+        }
+
+        fn is_bare(&mut self) -> Result<bool, Refused> {
+            Ok(self.holds == Ruleset::default())
         }
 
         fn update(&mut self, delta: &Delta) -> Result<Applied, Refused> {

@@ -31,6 +31,15 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub write_config_to: Option<PathBuf>,
 
+    /// Keep the last good state on disk, and serve by it after a reboot until the API server answers [default: true]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_name = "BOOL")]
+    pub snapshot: Option<bool>,
+
+    /// Where that is kept [default: /var/lib/twill]
+    #[arg(long, value_name = "FOLDER")]
+    pub snapshot_dir: Option<PathBuf>,
+
     /// The API server's URL, instead of the one that the kubelet of this node uses
     #[arg(long, value_name = "URL")]
     pub master: Option<String>,

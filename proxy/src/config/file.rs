@@ -62,6 +62,42 @@ pub(super) struct Read {
 pub(super) const GROUP: &str = "kubeproxy.config.k8s.io/v1alpha1";
 pub(super) const KIND: &str = "KubeProxyConfiguration";
 
+/// What only twill-proxy knows: a document of its own, so that kube-proxy's stays one that kube-proxy takes.
+const OWN_GROUP: &str = "twill.io/v1alpha1";
+pub(super) const OWN_KIND: &str = "TwillProxyConfiguration";
+
+/// What such a document says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct OwnFile {
+    pub(super) snapshot: Option<bool>,
+    pub(super) snapshot_dir: Option<PathBuf>,
+}
+
+/// Reads a document of our own; with it the faults and the fields that nobody knows.
+pub(super) fn read_own(document: Map<String, Value>) -> (OwnFile, Vec<Fault>, Vec<String>) {
+    let mut r = Reader::new(document);
+    kind(&mut r, OWN_GROUP, OWN_KIND);
+    let file = OwnFile {
+        snapshot: r.take("snapshot", "true or false"),
+        snapshot_dir: r.parse("snapshotDir", values::text).map(PathBuf::from),
+    };
+    let (faults, unknown) = r.finish();
+    (file, faults, unknown)
+}
+
+fn kind(r: &mut Reader, group: &str, kind: &str) {
+    for (field, wanted) in [("apiVersion", group), ("kind", kind)] {
+        let found: String = r.take(field, "a text").unwrap_or_default();
+        if found != wanted {
+            r.fault(
+                field,
+                format_args!("{found:?}"),
+                format_args!("want {wanted:?}"),
+            );
+        }
+    }
+}
+
 /// Fields of kube-proxy's whose job is not there (the kernel's, another platform's or another mode's), or
 /// is done in another way.
 const UNUSED: &[&str] = &[
@@ -81,16 +117,7 @@ const UNUSED: &[&str] = &[
 pub(super) fn read(document: Map<String, Value>) -> Read {
     let mut r = Reader::new(document);
     let mut unused = Vec::new();
-    for (field, wanted) in [("apiVersion", GROUP), ("kind", KIND)] {
-        let found: String = r.take(field, "a text").unwrap_or_default();
-        if found != wanted {
-            r.fault(
-                field,
-                format_args!("{found:?}"),
-                format_args!("want {wanted:?}"),
-            );
-        }
-    }
+    kind(&mut r, GROUP, KIND);
     let mut file = File {
         hostname: r.parse("hostnameOverride", values::text),
         mode: r.parse("mode", values::mode),

@@ -26,7 +26,7 @@ pub use reload::Reload;
 pub use sysctls::Conntrack;
 
 use crate::plan::{DetectLocal, Settings};
-use file::File;
+use file::{File, OwnFile};
 use values::{DetectMode, Mode};
 
 /// Where metrics are served by default: for this node only.
@@ -35,6 +35,10 @@ const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 10_256);
 /// How often everything is compared with the kernel by default.
 const SYNC_PERIOD: Duration = Duration::from_secs(30);
+
+/// Where the last good state is kept by default, and the name of its file.
+const SNAPSHOT_DIR: &str = "/var/lib/twill";
+const SNAPSHOT: &str = "twill-proxy";
 
 /// kube-proxy's: of all processes the kernel shall kill it next to last.
 const OOM_SCORE_ADJ: i32 = -999;
@@ -55,6 +59,8 @@ pub struct Config {
     pub conntrack: Conntrack,
     /// This process's `oom_score_adj`.
     pub oom_score_adj: i32,
+    /// The file that the last good state is kept in, if any.
+    pub snapshot: Option<PathBuf>,
     /// How often everything is compared with the kernel.
     pub sync_period: Duration,
     /// The least time between two passes.
@@ -104,19 +110,26 @@ impl Config {
     /// # Errors
     /// [`Error`].
     pub fn load(args: &Args) -> Result<Self, Error> {
-        let document = args.config.as_ref().map(read_file).transpose()?.flatten();
-        Self::new(args, document)
+        let documents = args.config.as_ref().map(read_file).transpose()?;
+        Self::new(args, documents.unwrap_or_default())
     }
 
-    /// From flags and the document of the file.
-    fn new(args: &Args, document: Option<Map<String, Value>>) -> Result<Self, Error> {
+    /// From flags and the documents of the file.
+    fn new(args: &Args, documents: Documents) -> Result<Self, Error> {
         let mut faults = Vec::new();
         let mut notes = Vec::new();
         let mut file = File::default();
-        if let Some(document) = document {
+        let mut own = OwnFile::default();
+        if let Some(document) = documents.own {
+            let (read, found, unknown) = file::read_own(document);
+            own = read;
+            faults.extend(found);
+            notes.extend((unknown.iter()).map(|field| format!("{field}: unknown, ignored")));
+        }
+        if let Some(document) = documents.kube_proxy {
             let read = file::read(document);
             file = read.file;
-            faults = read.faults;
+            faults.extend(read.faults);
             notes.extend(
                 read.unknown
                     .iter()
@@ -218,6 +231,11 @@ impl Config {
                 .filter(|name| !name.is_empty()),
             conntrack,
             oom_score_adj: oom_score_adj.unwrap_or(OOM_SCORE_ADJ),
+            snapshot: own.snapshot.or(args.snapshot).unwrap_or(true).then(|| {
+                (own.snapshot_dir.or(args.snapshot_dir.clone()))
+                    .unwrap_or_else(|| SNAPSHOT_DIR.into())
+                    .join(SNAPSHOT)
+            }),
             sync_period,
             min_sync_period,
             metrics: file.metrics.or(metrics),
@@ -379,22 +397,42 @@ impl Flags<'_> {
     }
 }
 
-/// The first document of the file; `None` if it is empty.
-fn read_file(path: &PathBuf) -> Result<Option<Map<String, Value>>, Error> {
+/// What a file holds: kube-proxy's document, and one with what only twill-proxy knows.
+#[derive(Debug, Default)]
+struct Documents {
+    kube_proxy: Option<Map<String, Value>>,
+    own: Option<Map<String, Value>>,
+}
+
+fn read_file(path: &PathBuf) -> Result<Documents, Error> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
         path: path.clone(),
         source,
     })?;
-    let yaml = |reason: String| Error::Yaml {
+    Documents::parse(&text).map_err(|reason| Error::Yaml {
         path: path.clone(),
         reason,
-    };
-    let documents: Vec<Value> =
-        serde_saphyr::from_multiple(&text).map_err(|e| yaml(e.to_string()))?;
-    match documents.into_iter().next() {
-        None => Ok(None),
-        Some(Value::Object(fields)) => Ok(Some(fields)),
-        Some(_) => Err(yaml("want a mapping: apiVersion, kind and fields".into())),
+    })
+}
+
+impl Documents {
+    fn parse(text: &str) -> Result<Documents, String> {
+        let all: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|e| e.to_string())?;
+        let mut documents = Documents::default();
+        for document in all {
+            let Value::Object(fields) = document else {
+                return Err("want a mapping: apiVersion, kind and fields".into());
+            };
+            let kind = fields.get("kind").and_then(Value::as_str);
+            let (place, kind) = match kind {
+                Some(file::OWN_KIND) => (&mut documents.own, file::OWN_KIND),
+                _ => (&mut documents.kube_proxy, file::KIND),
+            };
+            if place.replace(fields).is_some() {
+                return Err(format!("want one document of kind {kind}, not two"));
+            }
+        }
+        Ok(documents)
     }
 }
 

@@ -78,8 +78,7 @@ winkernel:
 
 fn load(yaml: &str, flags: &[&str]) -> Result<Config, Error> {
     let args = Args::try_parse_from(["twill-proxy"].iter().chain(flags)).unwrap();
-    let document = serde_saphyr::from_str::<Value>(yaml).unwrap();
-    Config::new(&args, document.as_object().cloned())
+    Config::new(&args, Documents::parse(yaml).unwrap())
 }
 
 /// A file with these fields.
@@ -456,6 +455,28 @@ logging: {format: json, verbosity: 4}";
     assert_eq!(document["conntrack"]["udpTimeout"], "1.5s");
 }
 
+#[test]
+fn our_own_settings_stand_in_a_document_of_their_own() {
+    let snapshot = |yaml: &str, flags: &[&str]| load(yaml, flags).unwrap().snapshot;
+    let usual = Some(PathBuf::from("/var/lib/twill/twill-proxy"));
+    assert_eq!(snapshot(&file(""), &[]), usual);
+    assert_eq!(snapshot(&file(""), &["--snapshot=false"]), None);
+    let own = "---\napiVersion: twill.io/v1alpha1\nkind: TwillProxyConfiguration\n";
+    let both = file("mode: nftables") + own + "snapshotDir: /data\n";
+    assert_eq!(
+        snapshot(&both, &["--snapshot-dir=/x"]),
+        Some("/data/twill-proxy".into())
+    );
+    assert_eq!(snapshot(&(own.to_owned() + "snapshot: false\n"), &[]), None);
+    let wrong = file("mode: x") + own + "snapshot: perhaps\n";
+    let error = faults(load(&wrong, &[]));
+    assert!(
+        error.contains("snapshot: \"perhaps\"") && error.contains("mode: \"x\""),
+        "{error}"
+    );
+    assert!(Documents::parse(&(file("") + "---\n" + &file(""))).is_err());
+}
+
 /// Any mapping, of known fields mostly, with values of any kind.
 fn any_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
@@ -510,7 +531,11 @@ proptest! {
         let mut fields = document.as_object().cloned().unwrap_or_default();
         fields.insert("apiVersion".into(), "kubeproxy.config.k8s.io/v1alpha1".into());
         fields.insert("kind".into(), "KubeProxyConfiguration".into());
-        match Config::new(&args, Some(fields)) {
+        let documents = Documents {
+            own: document.get("conntrack").and_then(Value::as_object).cloned(),
+            kube_proxy: Some(fields),
+        };
+        match Config::new(&args, documents) {
             Ok(config) => drop(config.document()),
             Err(Error::Faults(faults)) => {
                 prop_assert!(faults.iter().all(|fault| !fault.field.is_empty() && !fault.reason.is_empty()));

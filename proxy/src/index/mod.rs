@@ -10,6 +10,7 @@
 pub mod objects;
 
 mod node;
+pub mod saved;
 mod service;
 mod slice;
 #[cfg(test)]
@@ -23,13 +24,14 @@ use std::sync::Arc;
 use agent::watch::{Delta, Key};
 use hostnet::vocab::Family;
 use k8s_openapi::jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 pub use node::Node;
 pub use service::{Port, Service};
 pub use slice::{Hints, Slice, SliceEndpoint, SlicePort};
 
 /// `namespace/name` of an object. One shared string.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectName(Arc<str>);
 
 impl ObjectName {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use hostnet::vocab::{Family, Subnet};
+use serde::{Deserialize, Serialize};
 
 use super::objects;
 
@@ -12,8 +13,10 @@ const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 const DELETION_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// What rules and health depend on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
+    /// Its UID: a Node that is made anew under its old name has another.
+    pub uid: String,
     /// Its zone, for hints.
     pub zone: Option<String>,
     /// The primary IPv4 address.
@@ -31,6 +34,7 @@ impl Node {
     /// Addresses and networks that do not parse are left out.
     pub fn fold(object: &objects::Node) -> Self {
         Self {
+            uid: object.metadata.uid.clone().unwrap_or_default(),
             zone: object
                 .metadata
                 .labels

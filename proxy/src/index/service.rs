@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use hostnet::vocab::{Cidr, Subnet};
+use serde::{Deserialize, Serialize};
 
 use super::objects;
 use crate::plan::Protocol;
@@ -17,7 +18,7 @@ const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const DEFAULT_AFFINITY_SECONDS: NonZeroU32 = NonZeroU32::new(10_800).unwrap();
 
 /// A Service that this node serves.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Its UID; 0 where it is not known. A Service that is made anew under its old name has another.
     pub uid: u128,
@@ -44,7 +45,7 @@ pub struct Service {
 }
 
 /// A port of a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     /// Empty where it is the only one.
     pub name: Arc<str>,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hostnet::vocab::Family;
 use k8s_openapi::jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::objects;
 use super::service::{port_number, protocol};
@@ -18,7 +19,7 @@ const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 const TRIGGER_TIME_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// A slice of a Service's endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slice {
     /// The family of its addresses.
     pub family: Family,
@@ -29,7 +30,7 @@ pub struct Slice {
 }
 
 /// A port of a slice: the target of the Service's port of the same name and protocol.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlicePort {
     /// The Service port's name.
     pub name: Arc<str>,
@@ -40,7 +41,7 @@ pub struct SlicePort {
 }
 
 /// An endpoint of a slice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SliceEndpoint {
     /// Its first address: consumers use no other (discovery.k8s.io/v1).
     pub address: IpAddr,
@@ -57,7 +58,7 @@ pub struct SliceEndpoint {
 }
 
 /// Which clients an endpoint is meant for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hints {
     /// Those in these zones.
     pub zones: Box<[Box<str>]>,

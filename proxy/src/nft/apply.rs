@@ -135,6 +135,15 @@ impl Backend for NftBackend {
         Ok(self.applied(ops))
     }
 
+    fn is_bare(&mut self) -> Result<bool, NftError> {
+        let tables = self.nft.tables().map_err(|source| NftError::Kernel {
+            family: Family::V4,
+            source,
+        })?;
+        let is_ours = |found: &TableId| *found.name == *names::TABLE_PROXY;
+        Ok(!tables.iter().any(is_ours))
+    }
+
     fn update(&mut self, delta: &Delta) -> Result<Applied, NftError> {
         let changed = Family::ALL
             .into_iter()

@@ -35,6 +35,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use hostnet::vocab::{Family, Subnet};
+use serde::{Deserialize, Serialize};
 
 pub use checks::{Checks, HealthCheck};
 pub use delta::{Change, Delta, FamilyDelta};
@@ -116,7 +117,7 @@ impl fmt::Display for PortKey {
 }
 
 /// Transport protocols that a Service can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Protocol {
     /// TCP.
     Tcp,
