@@ -12,6 +12,7 @@
 //! * [`conntrack`] has the kernel forget UDP flows that go on by rules which are no more;
 //! * [`sync`] is one pass through these, [`run`] the loop that decides when, [`daemon`] the process;
 //! * [`snapshot`] keeps the last good index on disk, for a start before the API server answers;
+//! * [`render`] prints what a dump of objects makes, without a cluster;
 //! * [`config`] reads kube-proxy's file and flags, [`health`], [`metrics`] and [`ports`] answer its
 //!   questions under its names, [`events`] tell of what a user has to mend; [`interfaces`] and [`foreign`] hear what the kernel has to tell.
 //!
@@ -40,6 +41,7 @@ pub mod metrics;
 pub mod nft;
 pub mod plan;
 pub mod ports;
+pub mod render;
 pub mod run;
 pub mod snapshot;
 pub mod sync;

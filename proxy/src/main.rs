@@ -1,23 +1,57 @@
 //! twill-proxy: flags, log, runtime; all else is in the library.
 #![forbid(unsafe_code)]
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use proxy::backend::Backend;
 use proxy::config::{Args, Config};
 use proxy::daemon;
 use proxy::nft::NftBackend;
+use proxy::render::{RenderArgs, render};
+
+/// Turns Services and EndpointSlices into NAT in the kernel, in place of kube-proxy.
+///
+/// What the file of --config says goes before flags, except --hostname-override; flags go before defaults.
+#[derive(Debug, Parser)]
+#[command(name = "twill-proxy", version = agent::metrics::VERSION, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    args: Args,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Render(Box<RenderArgs>),
+}
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Some(Command::Render(args)) => print(args),
+        None => run(&cli.args).map(|()| ExitCode::SUCCESS),
+    };
+    match result {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("twill-proxy: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints what was asked for.
+fn print(args: &RenderArgs) -> anyhow::Result<ExitCode> {
+    let rendered = render(args)?;
+    for note in &rendered.notes {
+        eprintln!("twill-proxy: {note}");
+    }
+    std::io::stdout().write_all(rendered.text.as_bytes())?;
+    Ok(ExitCode::from(u8::from(rendered.differs)))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {

@@ -50,6 +50,19 @@ impl NftBackend {
         })
     }
 
+    /// What [`Backend::replace`] would change, and leftovers that it would remove after it. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Nft::observe`].
+    pub fn difference(&mut self, ruleset: &Ruleset) -> Result<[Changes; 2], Error> {
+        let mut of = |family| -> Result<Changes, Error> {
+            let observed = self.nft.observe(&table(family))?;
+            let rules = ruleset.family(family);
+            Ok(State::difference(family, observed.table.as_ref(), rules))
+        };
+        Ok([of(Family::V4)?, of(Family::V6)?])
+    }
+
     fn replace_family(&mut self, family: Family, ruleset: &Ruleset) -> Result<usize, Error> {
         self.states[index(family)] = None;
         let mut attempt = 1;

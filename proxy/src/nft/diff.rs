@@ -78,6 +78,16 @@ impl State {
         )
     }
 
+    /// All that differs between the observed table and that of the ruleset.
+    pub(super) fn difference(
+        family: Family,
+        observed: Option<&Table>,
+        rules: &FamilyRuleset,
+    ) -> Changes {
+        let slots = observe::slots(observed, rules);
+        diff(observed, &table(&Layout::new(family), rules, &slots).0)
+    }
+
     /// What makes these changes, after which the state is that after them.
     pub(super) fn update(&mut self, delta: &FamilyDelta) -> Changes {
         let (mut before, mut after) = (Needs::default(), Needs::default());

@@ -18,3 +18,13 @@ mod slots;
 pub(crate) mod tests;
 
 pub use apply::{NftBackend, NftError};
+
+use hostnet::nft::Changes;
+use hostnet::vocab::Family;
+
+use crate::plan::Ruleset;
+
+/// What makes the rules of a plan where there are none: IPv4, IPv6.
+pub fn rules(ruleset: &Ruleset) -> [Changes; 2] {
+    Family::ALL.map(|family| diff::State::replace(family, None, ruleset.family(family)).0)
+}
