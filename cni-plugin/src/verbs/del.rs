@@ -1,14 +1,13 @@
 //! DEL: take away all that is an attachment's, however little is known of it. Done twice, without
 //! namespace or after a reboot it succeeds.
 
-use std::io;
 use std::net::IpAddr;
-use std::path::Path;
 
 use hostnet::netlink::link;
 use hostnet::netlink::{AbsentOk, Rtnl};
 use hostnet::netns::NetNs;
 
+use super::predecessor;
 use super::teardown::Teardown;
 use crate::error::{CniError, Code};
 use crate::ipam::Store;
@@ -37,10 +36,14 @@ pub fn del(target: &Target, place: &Place, raw: &RawRequest) -> Result<(), CniEr
         errors.push(error);
     }
     let mut teardown = Teardown::new(&mut host, store, records);
-    errors.extend(teardown.remove(identity, record.as_ref(), &addrs).err());
     if record.is_none() {
-        errors.extend(forget_flannel(&place.flannel_dir, identity).err());
+        let chains = teardown
+            .nft()
+            .and_then(|nft| predecessor::remove_chains(nft, &place.network, identity));
+        errors.extend(chains.err());
+        errors.extend(predecessor::forget_flannel(&place.flannel_dir, identity).err());
     }
+    errors.extend(teardown.remove(identity, record.as_ref(), &addrs).err());
     if let Some(name) = &place.foreign_ipam {
         let foreign = ForeignIpam::find(name, raw);
         errors.extend(foreign.and_then(|ipam| ipam.forward(Verb::Del)).err());
@@ -82,19 +85,4 @@ fn detach_foreign(target: &Target, addrs: &[IpAddr]) -> Result<(), CniError> {
         pod.apply(link::delete(found.index)).absent_ok()?;
     }
     Ok(())
-}
-
-/// Removes the configuration that flannel's plugin kept for a container it attached.
-fn forget_flannel(flannel_dir: &Path, identity: &Identity) -> Result<(), CniError> {
-    let path = flannel_dir.join(identity.container_id.as_str());
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            let msg = format!("cannot remove {}", path.display());
-            Err(CniError {
-                details: error.to_string(),
-                ..CniError::new(Code::Io, msg)
-            })
-        }
-        _ => Ok(()),
-    }
 }

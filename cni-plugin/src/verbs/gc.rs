@@ -3,6 +3,7 @@
 use hostnet::netlink::Rtnl;
 use hostnet::vocab::IfName;
 
+use super::predecessor;
 use super::teardown::Teardown;
 use crate::error::{CniError, Code};
 use crate::ipam::Store;
@@ -43,8 +44,11 @@ pub fn gc(config: &Config, raw: &RawRequest) -> Result<(), CniError> {
         if is_valid(&valid, &owner.container_id, owner.ifname.as_deref()) {
             continue;
         }
-        let done = stray(&owner.container_id, owner.ifname.as_deref())
-            .and_then(|identity| teardown.remove(&identity, None, &[addr]));
+        let done = stray(&owner.container_id, owner.ifname.as_deref()).and_then(|identity| {
+            teardown.remove(&identity, None, &[addr])?;
+            predecessor::remove_chains(teardown.nft()?, &place.network, &identity)?;
+            predecessor::forget_flannel(&place.flannel_dir, &identity)
+        });
         errors.extend(done.err());
     }
     let rules = teardown.nft().and_then(|nft| {

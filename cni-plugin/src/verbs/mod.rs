@@ -4,6 +4,7 @@ pub mod add;
 pub mod check;
 pub mod del;
 pub mod gc;
+mod predecessor;
 mod reclaim;
 pub mod status;
 mod teardown;

@@ -240,6 +240,58 @@ fn pods_that_flannels_plugins_made_are_taken_down() {
 }
 
 #[test]
+fn chains_of_portmap_and_bridge_go_with_the_pod() {
+    hostnet::testkit::require_tool("iptables-nft", "iptables");
+    let node = Node::new();
+    // SHA-512 of "cbr0old" and of "cbr0other".
+    let (dn, masq) = ("CNI-DN-OLD", "CNI-OLD");
+    let hash = |id: &str| {
+        let output = std::process::Command::new("sh")
+            .args(["-c", &format!("printf cbr0{id} | sha512sum")])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let name = |prefix: &str, id: &str| format!("{prefix}{}", hash(id))[..28].to_owned();
+    let iptables = |line: &str| {
+        let line = line
+            .replace(dn, &name("CNI-DN-", "old"))
+            .replace(masq, &name("CNI-", "old"))
+            .replace("CNI-DN-KEEP", &name("CNI-DN-", "other"));
+        let words: Vec<&str> = line.split(' ').collect();
+        node.host
+            .sh("iptables-nft", &[&["-t", "nat"], &words[..]].concat());
+    };
+    for line in [
+        "-N CNI-HOSTPORT-DNAT",
+        "-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
+        "-N CNI-DN-OLD",
+        "-A CNI-DN-OLD -p tcp --dport 8080 -j DNAT --to-destination 10.244.3.7:80",
+        "-A CNI-HOSTPORT-DNAT -p tcp -m multiport --destination-ports 8080 -j CNI-DN-OLD",
+        "-N CNI-DN-KEEP",
+        "-A CNI-HOSTPORT-DNAT -p tcp -m multiport --destination-ports 9090 -j CNI-DN-KEEP",
+        "-N CNI-OLD",
+        "-A CNI-OLD -d 10.244.3.0/24 -j ACCEPT",
+        "-A POSTROUTING -s 10.244.3.7 -j CNI-OLD",
+    ] {
+        iptables(line);
+    }
+    node.put("networks/cbr0/10.244.3.7", "old\r\neth0");
+    node.del("old", "");
+    let left = node.host.sh("iptables-nft", &["-t", "nat", "-S"]);
+    assert!(
+        !left.contains("8080") && !left.contains("10.244.3.7"),
+        "{left}"
+    );
+    assert!(!left.contains(&name("CNI-", "old")), "{left}");
+    assert!(
+        left.contains("9090") && left.contains(&name("CNI-DN-", "other")),
+        "{left}"
+    );
+    assert_eq!(node.kept(), Vec::<String>::new());
+}
+
+#[test]
 fn del_finds_an_attachment_whose_record_was_lost() {
     let node = Node::new();
     let pod = Ns::new("pod");

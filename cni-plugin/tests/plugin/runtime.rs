@@ -156,6 +156,23 @@ impl Node {
 
     /// Starts a call; its standard input is written and closed.
     pub(crate) fn start(&self, verb: &str, id: &str, netns: &str) -> Child {
+        let mut child = self.spawn(verb, id, netns);
+        self.feed(&mut child);
+        child
+    }
+
+    /// Gives a call its configuration.
+    pub(crate) fn feed(&self, child: &mut Child) {
+        // A process that fails before it reads has closed the pipe.
+        let _ = child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(self.config().to_string().as_bytes());
+    }
+
+    /// Starts a call that waits for its configuration.
+    pub(crate) fn spawn(&self, verb: &str, id: &str, netns: &str) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_twill-cni"));
         command
             .env_clear()
@@ -168,14 +185,7 @@ impl Node {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut child = self.host.run(|| command.spawn()).unwrap();
-        // A process that fails before it reads has closed the pipe.
-        let _ = child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(self.config().to_string().as_bytes());
-        child
+        self.host.run(|| command.spawn()).unwrap()
     }
 
     pub(crate) fn call(&self, verb: &str, id: &str, netns: &str) -> Reply {

@@ -88,6 +88,8 @@ pub enum Program {
     Bridge,
     /// The reference plugin for addresses.
     HostLocal,
+    /// The reference plugin for host ports.
+    Portmap,
     /// The daemon that gives nodes their subnets on other clusters.
     Flannel,
 }
@@ -105,6 +107,7 @@ impl Program {
             Program::KubeProxy => "kube-proxy",
             Program::Bridge => "bridge",
             Program::HostLocal => "host-local",
+            Program::Portmap => "portmap",
             Program::Flannel => "flannel",
         }
     }
@@ -118,6 +121,7 @@ impl Program {
             Program::KubeProxy => "k8s.io/kubernetes/cmd/kube-proxy",
             Program::Bridge => "github.com/containernetworking/plugins/plugins/main/bridge",
             Program::HostLocal => "github.com/containernetworking/plugins/plugins/ipam/host-local",
+            Program::Portmap => "github.com/containernetworking/plugins/plugins/meta/portmap",
             Program::Flannel => ".",
         }
     }
