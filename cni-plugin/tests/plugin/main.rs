@@ -2,6 +2,7 @@
 
 mod bandwidth;
 mod bridge;
+mod concurrency;
 mod crash;
 mod foreign;
 mod forms;
