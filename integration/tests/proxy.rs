@@ -12,6 +12,7 @@ use integration::objects::{self, Endpoint};
 use integration::traffic::{self, Greeting, Stream, Transport};
 use integration::{Daemon, Node, http, wait};
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::events::v1::Event;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -329,4 +330,157 @@ fn health_follows_rules_and_node() {
     })
     .unwrap();
     assert_eq!(ask(10_256, "/livez").status, 200);
+}
+
+/// A value of the proxy's metrics.
+fn metric(node: &Node, name: &str) -> Result<String> {
+    let metrics = metrics(node)?;
+    let line = metrics
+        .lines()
+        .find(|line| line.split([' ', '{']).next() == Some(name));
+    Ok(line
+        .and_then(|line| line.rsplit(' ').next())
+        .unwrap_or("none")
+        .to_owned())
+}
+
+#[test]
+fn addresses_outside_the_cluster_have_one_owner_and_a_health_check() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    one.stop(Daemon::Proxy, Signal::SIGTERM).unwrap();
+    let config = |masquerade_all: bool| {
+        let yaml = format!(
+            "apiVersion: kubeproxy.config.k8s.io/v1alpha1\n\
+             kind: KubeProxyConfiguration\n\
+             clusterCIDR: 10.244.0.0/16\n\
+             nftables: {{masqueradeAll: {masquerade_all}}}\n"
+        );
+        one.machine().write("/etc/twill/proxy.yaml", &yaml).unwrap();
+    };
+    config(false);
+    one.start_with(Daemon::Proxy, &["--config=/etc/twill/proxy.yaml"])
+        .unwrap();
+    one.wait_ready(Daemon::Proxy).unwrap();
+
+    // Addresses of a load balancer and of the user's own, one of which another Service claims too.
+    let service = |name: &str, node_port: u16, external: &str| {
+        let object = lab
+            .api()
+            .apply(&json!({
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": {"name": name, "namespace": "default"},
+                "spec": {
+                    "type": "LoadBalancer",
+                    "externalTrafficPolicy": "Local",
+                    "externalIPs": [external],
+                    "sessionAffinity": "ClientIP",
+                    "ports": [{"port": 80, "targetPort": TARGET, "nodePort": node_port}],
+                },
+                "status": {"loadBalancer": {"ingress": [{"ip": format!("203.0.113.{}", node_port % 100)}]}},
+            }))
+            .unwrap();
+        serde_json::from_value::<Service>(serde_json::to_value(object).unwrap()).unwrap()
+    };
+    let older = service("older", 30_001, "203.0.113.200");
+    set_endpoints(&lab, &older, &["two"]);
+    one.machine()
+        .run("ip route add 203.0.113.0/24 dev lo")
+        .unwrap();
+    let at = |host: u8| SocketAddr::from(([203, 0, 113, host], 80));
+    for host in [1, 200] {
+        wait_for(one.machine(), Transport::Tcp, at(host), "two");
+    }
+    let younger = service("younger", 30_002, "203.0.113.200");
+    set_endpoints(&lab, &younger, &["three"]);
+    wait_for(one.machine(), Transport::Tcp, at(2), "three");
+    wait_for(one.machine(), Transport::Tcp, at(200), "two");
+    wait::until("an Event", wait::PATIENCE, || {
+        let events = lab.api().list::<Event>(Some("default"))?;
+        let told = events.iter().any(|event| {
+            event.reason.as_deref() == Some("FrontendConflict")
+                && event.regarding.as_ref().and_then(|r| r.uid.clone()) == younger.metadata.uid
+        });
+        Ok(wait::holds(told, &format!("{events:?}")))
+    })
+    .unwrap();
+    let conflicts = || metric(one, "twill_proxy_conflicting_frontends");
+    assert_eq!(conflicts().unwrap(), "1");
+    lab.unexpose(&older).unwrap();
+    wait_for(one.machine(), Transport::Tcp, at(200), "three");
+    assert_eq!(conflicts().unwrap(), "0");
+
+    // A load balancer is sent elsewhere until this node has an endpoint.
+    let spec = younger.spec.as_ref().unwrap();
+    let check = u16::try_from(spec.health_check_node_port.unwrap()).unwrap();
+    let status = |wanted: u16| {
+        let server = SocketAddr::new(one.ip(), check);
+        wait::until("an answer to the load balancer", wait::PATIENCE, || {
+            let answer = http::get(lab.outside().netns(), server, "/")?;
+            Ok(wait::holds(answer.status == wanted, &answer.body))
+        })
+        .unwrap();
+    };
+    status(503);
+    set_endpoints(&lab, &younger, &["one"]);
+    status(200);
+
+    // The configuration file is followed.
+    let rules = || listed(one);
+    assert!(!rules().contains("comment \"default/younger\" : goto masq-always"));
+    config(true);
+    wait::until("the new configuration", wait::PATIENCE, || {
+        let listed = rules();
+        let all = listed.contains("comment \"default/younger\" : goto masq-always");
+        Ok(wait::holds(all, &listed))
+    })
+    .unwrap();
+    let server = SocketAddr::from(([127, 0, 0, 1], 10_249));
+    let configz = http::get(one.machine().netns(), server, "/configz").unwrap();
+    assert!(
+        configz.body.contains("\"masqueradeAll\":true"),
+        "{}",
+        configz.body
+    );
+}
+
+#[test]
+fn a_node_that_was_rebooted_serves_before_the_api_answers() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    let service = web(&lab, &["two"]);
+    let stay = |transport| wait_for(one.machine(), transport, cluster_ip(&service), "two");
+    Transport::ALL.map(stay);
+    let saved = one.machine().path("/var/lib/twill/twill-proxy");
+    wait::until("a snapshot", wait::PATIENCE, || {
+        let text = std::fs::read_to_string(&saved)?;
+        Ok(wait::holds(text.contains("default/web"), &text))
+    })
+    .unwrap();
+    let before = table(one);
+    one.stop(Daemon::Proxy, Signal::SIGKILL).unwrap();
+    one.machine().run("nft flush ruleset").unwrap();
+    // Nobody answers there.
+    let nowhere = ["--master=https://192.0.2.1:6443"];
+    one.start_with(Daemon::Proxy, &nowhere).unwrap();
+    Transport::ALL.map(stay);
+    assert_eq!(table(one), before);
+
+    // Rules that are there may be newer than the file: they stay.
+    one.stop(Daemon::Proxy, Signal::SIGKILL).unwrap();
+    one.machine()
+        .run("nft flush map ip twill-proxy vips")
+        .unwrap();
+    one.start_with(Daemon::Proxy, &nowhere).unwrap();
+    wait::until("a look at the file", wait::PATIENCE, || {
+        let log = one.log(Daemon::Proxy);
+        let kept = log.contains("the state on disk is not needed");
+        Ok(wait::holds(kept, &log))
+    })
+    .unwrap();
+    assert!(!listed(one).contains("goto lb-1"));
+    one.stop(Daemon::Proxy, Signal::SIGKILL).unwrap();
+    one.start(Daemon::Proxy).unwrap();
+    Transport::ALL.map(stay);
 }

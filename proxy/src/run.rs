@@ -141,6 +141,7 @@ impl<B: Backend> Runner<B> {
         let saved = if is_bare {
             keeper.read(self.index.this_node())
         } else {
+            tracing::info!("rules are there already: the state on disk is not needed");
             None
         };
         self.keeper = Some(keeper);

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::index::{Index, saved};
 
 /// What is saved is at most so old while things change: a write costs as much as all objects do.
-const AT_MOST: Duration = Duration::from_secs(60);
+const AT_MOST: Duration = Duration::from_secs(10);
 /// An unchanged state is written again after this, so that it does not grow too old to be trusted.
 const AGAIN: Duration = Duration::from_secs(3600);
 
@@ -178,6 +178,6 @@ mod tests {
         keeper.note(false);
         assert_eq!(in_seconds(&keeper), 3600);
         keeper.note(true);
-        assert_eq!(in_seconds(&keeper), 60);
+        assert_eq!(in_seconds(&keeper), 10);
     }
 }
