@@ -1,6 +1,8 @@
 //! twill-proxy against a real API server and a real kernel, alone: without pods and their network,
 //! endpoints are servers on other machines.
 
+mod soak;
+
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
@@ -12,6 +14,7 @@ use integration::objects::{self, Endpoint};
 use integration::traffic::{self, Greeting, Stream, Transport};
 use integration::{Daemon, Node, http, wait};
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::Event;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -334,7 +337,7 @@ fn health_follows_rules_and_node() {
 
 /// A value of the proxy's metrics.
 fn metric(node: &Node, name: &str) -> Result<String> {
-    let metrics = metrics(node)?;
+    let metrics = node.metrics(Daemon::Proxy)?;
     let line = metrics
         .lines()
         .find(|line| line.split([' ', '{']).next() == Some(name));
@@ -450,8 +453,12 @@ fn a_node_that_was_rebooted_serves_before_the_api_answers() {
     let lab = lab();
     let one = lab.node("one").unwrap();
     let service = web(&lab, &["two"]);
-    let stay = |transport| wait_for(one.machine(), transport, cluster_ip(&service), "two");
-    Transport::ALL.map(stay);
+    let serves = || {
+        for transport in Transport::ALL {
+            wait_for(one.machine(), transport, cluster_ip(&service), "two");
+        }
+    };
+    serves();
     let saved = one.machine().path("/var/lib/twill/twill-proxy");
     wait::until("a snapshot", wait::PATIENCE, || {
         let text = std::fs::read_to_string(&saved)?;
@@ -464,7 +471,7 @@ fn a_node_that_was_rebooted_serves_before_the_api_answers() {
     // Nobody answers there.
     let nowhere = ["--master=https://192.0.2.1:6443"];
     one.start_with(Daemon::Proxy, &nowhere).unwrap();
-    Transport::ALL.map(stay);
+    serves();
     assert_eq!(table(one), before);
 
     // Rules that are there may be newer than the file: they stay.
@@ -482,5 +489,5 @@ fn a_node_that_was_rebooted_serves_before_the_api_answers() {
     assert!(!listed(one).contains("goto lb-1"));
     one.stop(Daemon::Proxy, Signal::SIGKILL).unwrap();
     one.start(Daemon::Proxy).unwrap();
-    Transport::ALL.map(stay);
+    serves();
 }
