@@ -36,6 +36,17 @@ fn its_mac_stays_while_pods_come_and_go() {
 }
 
 #[test]
+fn it_forwards_at_once_and_says_nothing_later() {
+    let node = Node::new();
+    node.add("c0", &Ns::new("pod")).result();
+    let told = node.host.sh("ip", &["-d", "link", "show", "cni0"]);
+    assert!(
+        told.contains("forward_delay 0 ") && told.contains("stp_state 0 "),
+        "{told}"
+    );
+}
+
+#[test]
 fn one_that_others_made_without_a_mac_is_taken_over() {
     let node = Node::new();
     // No port, so the kernel shows a MAC of zeroes or a random one that the first port replaces.

@@ -95,7 +95,13 @@ pub fn create(link: &NewLink) -> Request {
         .extend(link.master.map(LinkAttribute::Controller));
     let mut info = vec![LinkInfo::Kind(link.kind.info_kind())];
     let data = match &link.kind {
-        LinkKind::Bridge(bridge) => Some(InfoData::Bridge(bridge_data(bridge))),
+        LinkKind::Bridge(bridge) => {
+            let mut data = bridge_data(bridge);
+            // Without STP a port forwards at once, but the kernel still tells of it again when the
+            // delay is over: 15 seconds after a pod has come, each time.
+            data.push(InfoBridge::ForwardDelay(0));
+            Some(InfoData::Bridge(data))
+        }
         LinkKind::Vxlan(vxlan) => Some(InfoData::Vxlan(vxlan_data(vxlan))),
         LinkKind::Veth => link
             .peer
