@@ -80,7 +80,11 @@ fn detach_foreign(target: &Target, addrs: &[IpAddr]) -> Result<(), CniError> {
     let Some(found) = pod.link(&target.identity.ifname)? else {
         return Ok(());
     };
-    let present = pod.addrs(Some(found.index))?;
+    let present = match pod.addrs(Some(found.index)) {
+        // Another DEL, or an ADD that undoes itself, was quicker.
+        Err(error) if error.is_absent() => return Ok(()),
+        present => present?,
+    };
     if present.iter().any(|addr| addrs.contains(&addr.cidr.addr())) {
         pod.apply(link::delete(found.index)).absent_ok()?;
     }
