@@ -75,6 +75,8 @@ Keys of ipam in the bridge plugin's form (host-local's):
                              a pod gets an address of each inner list
   type                       host-local, which is built in; another is run from CNI_PATH
 
+Other keys are passed over; with the variable TWILL_CNI_DEBUG set they are told on standard error.
+
 The runtime may ask for more: runtimeConfig.portMappings, bandwidth, ips, ipRanges and mac,
 args.cni.ips and mac, CNI_ARGS IP and MAC.
 

@@ -50,6 +50,11 @@ pub fn serve(mut raw: RawRequest, mut config: impl Read) -> Result<String, Strin
         tell((told, Version::LATEST))
     })?;
     let config = Config::decode(&raw.config).map_err(tell)?;
+    if raw.debug {
+        for key in config.unknown_keys() {
+            eprintln!("debug: the key {key} of the configuration is not known, and passed over");
+        }
+    }
     let version = config.place.version;
     dispatch(verb, &raw, &config).map_err(|error| tell((error, version)))
 }

@@ -12,7 +12,7 @@ use super::args::Args;
 use super::fields::Fields;
 use super::prev::{self, PrevResult};
 use super::settings::{self, Settings};
-use super::{ipam, is_name};
+use super::{bridge, ipam, is_name};
 use crate::error::{CniError, Code};
 use crate::version::Version;
 
@@ -111,11 +111,73 @@ impl Config {
         settings::read(&Fields::document(&self.document), args)
     }
 
-    /// The document, for a program that is run with the same configuration.
-    pub fn document(&self) -> &Map<String, Value> {
-        &self.document
+    /// The keys that mean nothing here, with their paths.
+    pub fn unknown_keys(&self) -> Vec<String> {
+        let of = |path: &str, known: &[&[&str]]| {
+            let object = match path {
+                "" => Some(&self.document),
+                _ => self.document.get(path).and_then(Value::as_object),
+            };
+            let keys = object.into_iter().flat_map(Map::keys);
+            let unknown = keys.filter(|key| {
+                !key.starts_with("cni.dev/") && !known.iter().any(|k| k.contains(&key.as_str()))
+            });
+            let dot = if path.is_empty() { "" } else { "." };
+            unknown
+                .map(|key| format!("{path}{dot}{key}"))
+                .collect::<Vec<_>>()
+        };
+        let mut unknown = of("", &[&KEYS, &bridge::KEYS]);
+        unknown.extend(of("delegate", &[&DELEGATE_KEYS, &bridge::KEYS]));
+        if self.place.foreign_ipam.is_none() {
+            unknown.extend(of("ipam", &[&IPAM_KEYS]));
+        }
+        unknown.extend(of("runtimeConfig", &[&RUNTIME_KEYS]));
+        unknown
     }
 }
+
+/// What is known at the top of the configuration beside the bridge's keys: libcni's, our own and
+/// those of the plugins whose work is done here.
+const KEYS: [&str; 24] = [
+    "args",
+    "backend",
+    "capabilities",
+    "cniVersion",
+    "conditionsV4",
+    "conditionsV6",
+    "dataDir",
+    "delegate",
+    "dns",
+    "egressBurst",
+    "egressRate",
+    "externalSetMarkChain",
+    "ingressBurst",
+    "ingressRate",
+    "ipam",
+    "markMasqBit",
+    "masqAll",
+    "name",
+    "prevResult",
+    "runtimeConfig",
+    "snat",
+    "stateDir",
+    "subnetFile",
+    "type",
+];
+const DELEGATE_KEYS: [&str; 3] = ["ipam", "name", "type"];
+const IPAM_KEYS: [&str; 9] = [
+    "dataDir",
+    "gateway",
+    "rangeEnd",
+    "rangeStart",
+    "ranges",
+    "resolvConf",
+    "routes",
+    "subnet",
+    "type",
+];
+const RUNTIME_KEYS: [&str; 5] = ["bandwidth", "ipRanges", "ips", "mac", "portMappings"];
 
 pub(super) fn path(fields: &Fields<'_>, key: &str, default: &str) -> Result<PathBuf, CniError> {
     let text: Option<String> = fields
@@ -207,6 +269,22 @@ mod tests {
             config.settings(&Args::default()).unwrap().addressing,
             Addressing::SubnetFile("/c".into())
         );
+    }
+
+    #[test]
+    fn keys_that_mean_nothing_are_found() {
+        let json = with(
+            r#""future":1,"snat":true,"delegate":{"mtu":0,"colour":"red"},"ipam":{"shape":[]},
+               "runtimeConfig":{"ips":[],"infinibandGUID":""},"cni.dev/valid-attachments":[]"#,
+        );
+        let config = Config::decode(json.as_bytes()).unwrap();
+        let unknown = [
+            "future",
+            "delegate.colour",
+            "ipam.shape",
+            "runtimeConfig.infinibandGUID",
+        ];
+        assert_eq!(config.unknown_keys(), unknown);
     }
 
     #[test]

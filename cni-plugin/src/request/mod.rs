@@ -37,6 +37,8 @@ pub struct RawRequest {
     pub args: Option<OsString>,
     /// `CNI_PATH`
     pub path: Option<OsString>,
+    /// `TWILL_CNI_DEBUG`: say on standard error what is passed over.
+    pub debug: bool,
     /// Standard input.
     pub config: Vec<u8>,
 }
@@ -53,6 +55,7 @@ impl RawRequest {
             ifname: get("CNI_IFNAME"),
             args: get("CNI_ARGS"),
             path: get("CNI_PATH"),
+            debug: get("TWILL_CNI_DEBUG").is_some(),
             config: Vec::new(),
         }
     }

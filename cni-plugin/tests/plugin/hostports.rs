@@ -461,3 +461,48 @@ fn what_is_flushed_is_rebuilt_from_the_records() {
     assert!(host.find_link(&name).is_some());
     assert_eq!(mend(), Vec::<String>::new());
 }
+
+#[test]
+fn check_notices_what_rules_are_missing() {
+    let ports = json!([tcp(8080, 80)]);
+    type Harm = (&'static str, fn(&Site));
+    let harms: [Harm; 5] = [
+        (
+            "missing: add element ip twill-cni hostports { tcp . 8080",
+            |site| {
+                site.nft(&["flush", "map", "ip", "twill-cni", "hostports"]);
+            },
+        ),
+        (
+            "missing: add element ip twill-cni hairpin { 10.244.3.",
+            |site| {
+                site.nft(&["flush", "set", "ip", "twill-cni", "hairpin"]);
+            },
+        ),
+        ("missing: add rule ip twill-cni guard", |site| {
+            site.nft(&["flush", "chain", "ip", "twill-cni", "guard"]);
+        }),
+        ("the table ip twill-cni is gone", |site| {
+            site.nft(&["flush", "ruleset"]);
+        }),
+        ("ipv4/conf/cni0/route_localnet is off", |site| {
+            site.node
+                .host
+                .set_sysctl("ipv4/conf/cni0/route_localnet", "0");
+        }),
+    ];
+    let mut site = Site::new(SUBNET);
+    let pod = Ns::new("pod");
+    for (text, harm) in harms {
+        let result = site.add("c1", &pod, ports.clone());
+        site.node
+            .set_extra(json!({"prevResult": result, "runtimeConfig": {"portMappings": ports}}));
+        let reply = site.node.call("CHECK", "c1", &pod.path());
+        assert!(reply.ok, "{:#}", reply.json);
+        harm(&site);
+        let (code, msg) = site.node.call("CHECK", "c1", &pod.path()).error();
+        assert_eq!(code, 101);
+        assert!(msg.contains(text), "{text}: {msg}");
+        site.node.del("c1", "");
+    }
+}
