@@ -182,7 +182,7 @@ impl<'a> Executor<'a> {
             .ok_or_else(|| bridge_gone(&spec.name))?;
         if ours {
             self.undo.push(Undo::Bridge(made.index));
-            bridge_switches(&spec.name)?;
+            bridge_switches(&Sysctl::default(), &spec.name)?;
         }
         let up = Change {
             promisc: spec.promisc.then_some(true),
@@ -454,12 +454,12 @@ const UP: Change = Change {
 };
 
 /// Switches of a new bridge, before it is set up.
-pub(crate) fn bridge_switches(bridge: &IfName) -> Result<(), CniError> {
+pub(crate) fn bridge_switches(sysctl: &Sysctl, bridge: &IfName) -> Result<(), CniError> {
     // A pod must not be able to give the node routes (CVE-2020-10749).
-    ensure_if_there(&format!("ipv6/conf/{bridge}/accept_ra"), "0")?;
+    ensure_in(sysctl, &format!("ipv6/conf/{bridge}/accept_ra"), "0")?;
     // Neighbours are asked from the link-local address. While that is being checked for
     // duplicates, nothing from outside reaches a pod.
-    ensure_if_there(&format!("ipv6/conf/{bridge}/accept_dad"), "0")
+    ensure_in(sysctl, &format!("ipv6/conf/{bridge}/accept_dad"), "0")
 }
 
 /// The families that the node forwards now.
@@ -509,7 +509,11 @@ fn ensure(key: &str, value: &str) -> Result<(), CniError> {
 
 /// A kernel without IPv6 has no such switch.
 fn ensure_if_there(key: &str, value: &str) -> Result<(), CniError> {
-    match Sysctl::default().ensure(key, value) {
+    ensure_in(&Sysctl::default(), key, value)
+}
+
+fn ensure_in(sysctl: &Sysctl, key: &str, value: &str) -> Result<(), CniError> {
+    match sysctl.ensure(key, value) {
         Err(SysctlError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
             Ok(())
         }

@@ -7,10 +7,12 @@
 //! use cni_plugin::record::Records;
 //! use hostnet::netlink::Rtnl;
 //! use hostnet::nft::Nft;
+//! use hostnet::sysctl::Sysctl;
 //!
 //! let records = Records::new(hostnet::vocab::names::ATTACHMENTS_DIR.as_ref());
 //! // In the host's namespace, at a start and whenever a record or something of the kernel changed:
-//! for done in rebuild::mend(&mut Rtnl::open()?, &mut Nft::open()?, &records)? {
+//! let switches = Sysctl::default();
+//! for done in rebuild::mend(&mut Rtnl::open()?, &mut Nft::open()?, &switches, &records)? {
 //!     println!("put back: {done}");
 //! }
 //! // Or piece by piece:
@@ -126,12 +128,17 @@ pub fn port(record: &Record) -> BridgePort {
 /// bandwidth. Returns what was done, in words; empty if all was right. A cable that is gone is
 /// not laid again: its pod has to be made anew.
 ///
-/// To be called in the host's namespace. What ADD and DEL do at the same moment is not in the way
+/// To be called in the host's namespace; `sysctl` are its switches where they can be written. What ADD and DEL do at the same moment is not in the way
 /// of it: they write the record first, and take it away last.
 ///
 /// # Errors
 /// All that could not be done, joined. What could be done is done.
-pub fn mend(rtnl: &mut Rtnl, nft: &mut Nft, records: &Records) -> Result<Vec<String>, CniError> {
+pub fn mend(
+    rtnl: &mut Rtnl,
+    nft: &mut Nft,
+    sysctl: &Sysctl,
+    records: &Records,
+) -> Result<Vec<String>, CniError> {
     let mut done = Vec::new();
     let mut errors = Vec::new();
     let mut take = |outcome: Result<Vec<String>, CniError>| match outcome {
@@ -143,7 +150,7 @@ pub fn mend(rtnl: &mut Rtnl, nft: &mut Nft, records: &Records) -> Result<Vec<Str
     }
     let node = Node::desired(&records.list()?);
     for bridge in &node.bridges {
-        take(mend_bridge(rtnl, bridge));
+        take(mend_bridge(rtnl, sysctl, bridge));
     }
     for shaping in &node.shaping {
         take(shaping.apply(rtnl));
@@ -183,7 +190,11 @@ fn mend_table(nft: &mut Nft, family: Family, records: &Records) -> Result<Vec<St
     }
 }
 
-fn mend_bridge(rtnl: &mut Rtnl, wanted: &BridgeState) -> Result<Vec<String>, CniError> {
+fn mend_bridge(
+    rtnl: &mut Rtnl,
+    sysctl: &Sysctl,
+    wanted: &BridgeState,
+) -> Result<Vec<String>, CniError> {
     let mut requests: Vec<Request> = Vec::new();
     let mut done = Vec::new();
     let bridge = match rtnl.link(&wanted.name)? {
@@ -201,7 +212,7 @@ fn mend_bridge(rtnl: &mut Rtnl, wanted: &BridgeState) -> Result<Vec<String>, Cni
                 other => other?,
             }
             let name = &wanted.name;
-            exec::bridge_switches(name)?;
+            exec::bridge_switches(sysctl, name)?;
             let Some(link) = rtnl.link(name)? else {
                 return Ok(done);
             };

@@ -38,6 +38,7 @@ impl Belief {
             Object::Neigh(neigh) => self.neigh(neigh, event.gone),
             Object::Fdb(entry) => self.fdb(entry, event.gone),
             Object::Switches(switches) => self.switches(switches),
+            Object::Port(_) | Object::Shaping(_) => false,
         }
     }
 

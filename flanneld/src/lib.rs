@@ -51,6 +51,7 @@ pub mod notices;
 pub mod observe;
 pub mod peers;
 pub mod place;
+pub mod pods;
 pub mod recall;
 pub mod reconcile;
 pub mod registrar;

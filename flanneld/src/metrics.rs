@@ -148,6 +148,14 @@ impl Counts {
         }
     }
 
+    /// So many things that pods rely on were put back.
+    pub fn mended_for_pods(&self, count: usize) {
+        if count > 0 {
+            let what = What { object: "pods" };
+            self.repairs.get_or_create(&what).inc_by(count as u64);
+        }
+    }
+
     /// net-conf.json was read again.
     pub fn configured(&self, is_valid: bool) {
         self.configured.set(i64::from(is_valid));

@@ -124,6 +124,17 @@ impl Reconciler {
         Self { grace, ..self }
     }
 
+    /// Our hands on the kernel.
+    pub fn host(&mut self) -> &mut Host {
+        &mut self.host
+    }
+
+    /// The netlink port of our changes of the ruleset.
+    #[must_use]
+    pub fn nft_port(&self) -> u32 {
+        self.host.nft.port()
+    }
+
     /// Our place as of the last pass.
     #[must_use]
     pub fn own(&self) -> &ByFamily<Own> {
@@ -293,9 +304,9 @@ impl Reconciler {
     pub fn is_news(&self, event: &Event) -> bool {
         match &self.belief {
             Some(belief) => belief.is_news(event),
-            None => !matches!(
+            None => matches!(
                 event.object,
-                Object::Neigh(_) | Object::Fdb(_) | Object::Switches(_)
+                Object::Link(_) | Object::Addr(_) | Object::Route(_)
             ),
         }
     }

@@ -607,3 +607,81 @@ fn a_cluster_of_ipv6_alone() {
         }
     }
 }
+
+#[test]
+fn what_the_plugin_made_for_pods_is_mended_too() {
+    let (_turn, lab, pods) = cluster();
+    let node = &lab.nodes()[0];
+    let machine = node.machine();
+    // A host port, as a runtime would have asked for it.
+    let find = "find /var/lib/cni/twill -name *.json";
+    let record = machine.run(find).unwrap().trim().to_owned();
+    let text = machine.run(&format!("cat {record}")).unwrap();
+    let mut written: serde_json::Value = serde_json::from_str(&text).unwrap();
+    written["ports"] = json!([{"hostPort": 18080, "containerPort": 8080, "protocol": "tcp"}]);
+    machine.write(&record, &written.to_string()).unwrap();
+    let veth = written["veth"].as_str().unwrap().to_owned();
+    let host_port = SocketAddr::from((node.ip(), 18080));
+    let state = || {
+        let run = |line: &str| machine.run(line).unwrap_or_default();
+        let bridge = run("ip -o addr show dev cni0");
+        let mut addrs: Vec<&str> = bridge
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(3))
+            .collect();
+        addrs.sort_unstable();
+        let is_up = |device: &str| run(&format!("ip -o link show dev {device}")).contains(",UP");
+        let port = run(&format!("bridge -d link show dev {veth}"));
+        let table = run("nft -s list table ip twill-cni");
+        format!(
+            "{addrs:?} {} {} {} {} {table}",
+            is_up("cni0"),
+            is_up(&veth),
+            port.contains("master cni0"),
+            port.contains("hairpin on")
+        )
+    };
+    // The first harm: there is no table yet.
+    machine.run("nft add table ip twill-cni").unwrap();
+    wait_until("host port", node, || {
+        traffic::ask(lab.outside().netns(), Transport::Tcp, host_port).is_ok()
+    });
+    let whole = state();
+    assert!(
+        whole.contains("18080") && whole.contains("true true true true"),
+        "{whole}"
+    );
+    for line in [
+        "nft flush ruleset",
+        "nft delete table ip twill-cni",
+        "ip addr del 10.244.1.1/24 dev cni0",
+        "ip link set cni0 down",
+        "ip link del cni0",
+        &format!("ip link set {veth} down"),
+        &format!("ip link set {veth} nomaster"),
+        &format!("bridge link set dev {veth} hairpin off"),
+    ] {
+        machine.run(line).unwrap();
+        let start = Instant::now();
+        let mut now = String::new();
+        wait::until(line, wait::PATIENCE, || {
+            now = state();
+            Ok(wait::holds(now == whole, "it is not as it was"))
+        })
+        .unwrap_or_else(|error| {
+            panic!(
+                "{error:#}\n{now}\nis not\n{whole}\n{}",
+                node.log(Daemon::Flanneld)
+            )
+        });
+        eprintln!("{line}: mended after {:.0?}", start.elapsed());
+        let answer = ask("outside", lab.outside().netns(), Transport::Tcp, host_port);
+        assert_eq!(answer.server, pods[0].name(), "{line}");
+    }
+    let metrics = node.metrics(Daemon::Flanneld).unwrap();
+    assert!(
+        metrics.contains("flanneld_repairs_total{object=\"pods\"}"),
+        "{metrics}"
+    );
+    machine.write(&record, &text).unwrap();
+}

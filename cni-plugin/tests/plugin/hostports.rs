@@ -6,6 +6,7 @@ use std::time::Duration;
 use cni_plugin::rebuild;
 use cni_plugin::record::Records;
 use hostnet::nft::Nft;
+use hostnet::sysctl::Sysctl;
 use hostnet::testkit::{
     Answer, EchoServer, Ns, ask_tcp, ask_udp, connect, require_tool, wait_until,
 };
@@ -395,7 +396,7 @@ fn what_is_flushed_is_rebuilt_from_the_records() {
     let mend = || {
         let mut nft = host.run(Nft::open).unwrap();
         let mut rtnl = host.rtnl();
-        host.run(|| rebuild::mend(&mut rtnl, &mut nft, &records))
+        host.run(|| rebuild::mend(&mut rtnl, &mut nft, &Sysctl::default(), &records))
             .unwrap()
     };
     assert_eq!(mend(), Vec::<String>::new(), "nothing to do");

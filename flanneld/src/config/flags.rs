@@ -93,6 +93,9 @@ pub struct Flags {
     /// File that keeps the last known peers, for a start while the API server is away; empty: keep none
     #[arg(long, env = "FLANNELD_SNAPSHOT_FILE", value_name = "FILE", default_value = SNAPSHOT)]
     pub snapshot_file: String,
+    /// Folder of twill-cni's records, from which is put back what others take away of it; empty: leave that alone
+    #[arg(long, env = "FLANNELD_ATTACHMENTS_DIR", value_name = "DIR", default_value = names::ATTACHMENTS_DIR)]
+    pub attachments_dir: String,
     /// Masquerade what pods send out of the pod network
     #[arg(long, env = "FLANNELD_IP_MASQ", value_parser = go_bool, action = ArgAction::Set,
           num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]

@@ -51,6 +51,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Where the last good state is kept, if anywhere.
     pub snapshot_file: Option<PathBuf>,
+    /// Where twill-cni's records are, if what it made shall be mended.
+    pub attachments_dir: Option<PathBuf>,
     /// Where net-conf.json is.
     pub net_conf_file: PathBuf,
     /// The network's configuration.
@@ -213,6 +215,9 @@ impl Config {
             metrics: port(std::net::Ipv4Addr::LOCALHOST.into(), flags.metrics_port),
             snapshot_file: Some(&flags.snapshot_file)
                 .filter(|file| !file.is_empty())
+                .map(PathBuf::from),
+            attachments_dir: Some(&flags.attachments_dir)
+                .filter(|dir| !dir.is_empty())
                 .map(PathBuf::from),
             net_conf_file: flags.net_config_path.clone(),
             net,

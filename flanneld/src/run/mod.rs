@@ -47,13 +47,14 @@ use crate::{
     notices,
     peers::Skipped,
     place::announcement,
+    pods::Pods,
     recall::{self, Recalled},
     reconcile::{Reconciler, Report},
     registrar::{Registrar, View},
 };
 
 use keep::Keeper;
-use notice::{Events, Files};
+use notice::{Events, Files, News};
 
 const PACE: Options = Options {
     min_interval: Duration::from_millis(20),
@@ -86,6 +87,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let recorder = Recorder::start(client.clone(), "flanneld", &current.node_name);
     let registrar = Registrar::new(configs, client.clone(), hold, recorder.clone());
     let registrar = tokio::spawn(registrar.run(views, announcements, stop.clone()));
+    let current_pods = current.attachments_dir.clone().map(Pods::new);
     let daemon = Loop {
         index: Index::new(&current.node_name, current.annotations.clone()),
         recalled: recalled(&current),
@@ -95,6 +97,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         reconciler,
         events,
         files,
+        pods: current_pods,
         view,
         announce,
         held,
@@ -102,6 +105,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         counts,
         skipped: BTreeMap::new(),
         complaint: None,
+        pods_complaint: None,
         misconfigured: None,
         obstacles: Vec::new(),
         recorder,
@@ -157,6 +161,7 @@ struct Loop {
     reconciler: Reconciler,
     events: Events,
     files: Files,
+    pods: Option<Pods>,
     view: watch::Sender<Option<View>>,
     announce: watch::Sender<Option<Announcement>>,
     held: watch::Receiver<Option<ByFamily<Subnet>>>,
@@ -165,6 +170,7 @@ struct Loop {
     /// Nodes that are left out, as last logged.
     skipped: BTreeMap<(Arc<str>, Family), String>,
     complaint: Option<String>,
+    pods_complaint: Option<String>,
     /// What is wrong with net-conf.json, while an older one is in force.
     misconfigured: Option<String>,
     /// Who may drop pods' packets, as last told.
@@ -202,7 +208,11 @@ impl Loop {
                 }
                 Some(delta) = leases.next() => if self.index.lease(delta) { self.told(&mut pacer) },
                 Ok(()) = self.held.changed() => pacer.mark_full(),
-                full = self.events.next(&self.reconciler) => if full { pacer.mark_full() },
+                news = self.events.next(&self.reconciler, self.pods.as_mut()) => match news {
+                    News::Everything => pacer.mark_full(),
+                    News::Pods => pacer.mark(),
+                    News::Nothing => {}
+                },
                 () = self.files.changed() => {
                     self.reload();
                     // Whether our own files are as they shall be is a pass's business.
@@ -324,6 +334,40 @@ impl Loop {
 
     /// Runs one pass. Returns whether it reached what is desired.
     fn pass(&mut self, pass: Pass) -> bool {
+        let pods_are_well = self.mend_pods(pass);
+        self.network(pass) && pods_are_well
+    }
+
+    /// Puts back what pods rely on, if there is reason to look. Returns whether that is there.
+    fn mend_pods(&mut self, pass: Pass) -> bool {
+        let Some(pods) = &mut self.pods else {
+            return true;
+        };
+        if pass == Pass::Full {
+            pods.doubt();
+        }
+        match pods.mend(self.reconciler.host()) {
+            Ok(done) => {
+                for what in done.iter().take(SHOWN) {
+                    tracing::warn!(what, "lost or changed by someone else; put back for pods");
+                }
+                self.counts.mended_for_pods(done.len());
+                self.pods_complaint = None;
+                true
+            }
+            Err(error) => {
+                let error = agent::chain(&error);
+                if self.pods_complaint.as_ref() != Some(&error) {
+                    tracing::error!(error, "what pods rely on cannot be put back; trying again");
+                    self.pods_complaint = Some(error);
+                }
+                false
+            }
+        }
+    }
+
+    /// Brings the network to other nodes to what is desired. Returns whether it is there.
+    fn network(&mut self, pass: Pass) -> bool {
         let held = *self.held.borrow_and_update();
         self.health.set(Part::Subnet, held.is_some());
         let (held, index) = match (held, self.index.is_complete(), &self.recalled) {

@@ -5,7 +5,7 @@ use std::path::Path;
 use hostnet::{dirwatch::DirWatch, netlink, nft};
 use tokio::sync::mpsc;
 
-use crate::reconcile::Reconciler;
+use crate::{pods::Pods, reconcile::Reconciler};
 
 /// Notice of changes in the kernel: links, addresses, routes and the like, and nftables.
 pub(super) struct Events {
@@ -30,31 +30,61 @@ impl Events {
         })
     }
 
-    /// Waits for a change, and tells whether it is news. Cancel safe.
-    pub(super) async fn next(&mut self, reconciler: &Reconciler) -> bool {
+    /// Waits for a change, and tells what is to be done about it. Cancel safe.
+    pub(super) async fn next(&mut self, reconciler: &Reconciler, pods: Option<&mut Pods>) -> News {
         tokio::select! {
             Some(event) = self.links.recv() => match event {
-                Ok(event) => reconciler.is_news(&event),
-                Err(error) => is_lost(&error),
+                Ok(event) => {
+                    let is_pods = pods.is_some_and(|pods| pods.hear(&event));
+                    match (reconciler.is_news(&event), is_pods) {
+                        (true, _) => News::Everything,
+                        (false, true) => News::Pods,
+                        (false, false) => News::Nothing,
+                    }
+                }
+                Err(error) => lost(&error, pods),
             },
             Some(change) = self.rules.recv() => match change {
-                Ok(change) if reconciler.is_disturbing(&change) => {
-                    let process = change.process.as_deref().unwrap_or("unknown");
-                    tracing::warn!(process, pid = change.pid, "someone else changed our nftables rules");
-                    true
+                Ok(change) => {
+                    let is_pods = pods.is_some_and(|pods| pods.hear_rules(&change, reconciler.nft_port()));
+                    let is_ours = reconciler.is_disturbing(&change);
+                    if is_ours || is_pods {
+                        let process = change.process.as_deref().unwrap_or("unknown");
+                        tracing::warn!(process, pid = change.pid, "someone else changed our nftables rules");
+                    }
+                    if is_ours || reconciler.is_at_the_gate(&change) {
+                        News::Everything
+                    } else if is_pods {
+                        News::Pods
+                    } else {
+                        News::Nothing
+                    }
                 }
-                Ok(change) => reconciler.is_at_the_gate(&change),
-                Err(error) => is_lost(&error),
+                Err(error) => lost(&error, pods),
             },
             else => std::future::pending().await,
         }
     }
 }
 
+/// What a change in the kernel asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// Nothing.
+    Nothing,
+    /// A look at what pods rely on.
+    Pods,
+    /// A full pass.
+    Everything,
+}
+
 /// What happened is not known (too much at once, or a socket that fails), so all has to be looked at.
-fn is_lost(error: &(dyn std::error::Error + 'static)) -> bool {
+fn lost(error: &(dyn std::error::Error + 'static), pods: Option<&mut Pods>) -> News {
     tracing::debug!(error = agent::chain(error), "events were lost");
-    true
+    if let Some(pods) = pods {
+        pods.doubt();
+    }
+    News::Everything
 }
 
 /// How many events wait to be read here. More than these the kernel keeps, until its buffer overruns, which it tells.

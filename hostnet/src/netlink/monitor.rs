@@ -20,8 +20,13 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 const DATAGRAM: usize = 64 * 1024;
 
 /// `RTNLGRP_*` of include/uapi/linux/rtnetlink.h: links, neighbours (forwarding entries too), and addresses, routes and
-/// switches of both families.
-const GROUPS: [u32; 8] = [1, 3, 5, 7, 9, 11, 24, 25];
+/// switches of both families; and traffic control.
+const GROUPS: [u32; 9] = [1, 3, 4, 5, 7, 9, 11, 24, 25];
+
+/// `RTM_DELQDISC` and `RTM_DELTFILTER`, of which only the link is of interest: `tcm_ifindex` of `struct tcmsg`.
+const DELQDISC: u16 = 37;
+const DELTFILTER: u16 = 45;
+const TC_LINK: usize = 4;
 
 /// `RTM_NEWNETCONF`, of which the library has no form.
 const NEWNETCONF: u16 = 80;
@@ -67,6 +72,10 @@ pub enum Object {
     Fdb(FdbEntry),
     /// Switches below `/proc/sys/net/ipv4/conf` or `ipv6/conf`.
     Switches(Switches),
+    /// The manners of the bridge port with this index: they are to be read anew.
+    Port(u32),
+    /// A queueing discipline or filter of the link with this index; told only when it goes.
+    Shaping(u32),
 }
 
 /// The switches of one link that were changed; `None` for those that were not.
@@ -143,6 +152,16 @@ impl Monitor {
                     gone: false,
                 }));
             }
+            if let DELQDISC | DELTFILTER = message.message_type() {
+                let link = message
+                    .payload()
+                    .get(TC_LINK..)
+                    .and_then(<[u8]>::first_chunk);
+                self.ready.extend(link.map(|link| Event {
+                    object: Object::Shaping(u32::from_ne_bytes(*link)),
+                    gone: true,
+                }));
+            }
             // What cannot be read is an object of a kind that we have no name for.
             if let Ok(Some(Answer::Object(object))) = decode(&message) {
                 self.ready.extend(event(&object));
@@ -190,6 +209,9 @@ fn event(message: &RouteNetlinkMessage) -> Option<Event> {
             Object::Link(link::from_message(m)?),
             matches!(message, M::DelLink(_)),
         ),
+        M::NewLink(m) if m.header.interface_family == AddressFamily::Bridge => {
+            (Object::Port(m.header.index), false)
+        }
         M::NewAddress(m) | M::DelAddress(m) => (
             Object::Addr(Addr::from_message(m)?),
             matches!(message, M::DelAddress(_)),
