@@ -12,7 +12,7 @@ use hostnet::sysctl::{Sysctl, SysctlError};
 use hostnet::vocab::{Cidr, Family, IfName, Mac};
 
 use crate::error::{CniError, Code};
-use crate::nat::{self, Flows};
+use crate::nat::{self, Flows, Seen};
 use crate::plan::{BridgeSpec, NETFILTER, Step};
 use crate::rebuild;
 use crate::record::{Record, Records};
@@ -32,7 +32,7 @@ pub struct Executor<'a> {
     pod_ns: &'a NetNs,
     records: &'a Records,
     bridge: Option<Link>,
-    nft: Option<Nft>,
+    nft: Option<(Nft, Seen)>,
     undo: Vec<Undo>,
 }
 
@@ -65,14 +65,15 @@ enum Undo {
 }
 
 impl<'a> Executor<'a> {
-    /// `bridge` as it was observed, if it is there, and the handle on nf_tables if one is open.
+    /// `bridge` as it was observed, if it is there, and the handle on nf_tables with what was seen
+    /// by it, if one is open.
     pub fn new(
         host: &'a mut Rtnl,
         pod: &'a mut Rtnl,
         pod_ns: &'a NetNs,
         records: &'a Records,
         bridge: Option<Link>,
-        nft: Option<Nft>,
+        nft: Option<(Nft, Seen)>,
     ) -> Executor<'a> {
         Executor {
             host,
@@ -362,12 +363,12 @@ impl<'a> Executor<'a> {
 
     /// The rules first: among them is the guard that makes the switch harmless.
     fn publish(&mut self, record: &Record) -> Result<(), CniError> {
-        let nft = match &mut self.nft {
-            Some(nft) => nft,
-            none => none.insert(Nft::open()?),
+        let (nft, seen) = match &mut self.nft {
+            Some(open) => open,
+            none => none.insert((Nft::open()?, Seen::default())),
         };
         self.undo.extend(record.identity().map(Undo::Rules));
-        nat::publish(nft, record, self.records)?;
+        nat::publish(nft, record, self.records, std::mem::take(seen))?;
         if nat::needs_route_localnet(record) {
             let bridge = self.bridge_index()?;
             let key = format!("ipv4/conf/{}/route_localnet", record.bridge);
@@ -430,7 +431,7 @@ impl<'a> Executor<'a> {
             Undo::Ifb(name) => return shaping::remove_ifb(self.host, name),
             Undo::Rules(identity) => {
                 return match &mut self.nft {
-                    Some(nft) => nat::withdraw(nft, identity).map(drop),
+                    Some((nft, _)) => nat::withdraw(nft, identity).map(drop),
                     None => Ok(()),
                 };
             }

@@ -163,7 +163,7 @@ fn the_right_ones_are_understood() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
     fn random_bytes(bytes: Vec<u8>) {

@@ -149,11 +149,17 @@ impl Store {
     fn free_in(&self, index: usize, set: &RangeSet) -> Result<IpAddr, IpamError> {
         let last = fs::read_to_string(self.last_file(index)).ok();
         let last = last.and_then(|text| text.trim().parse().ok());
+        // Whatever cannot be looked at is not given out.
+        let is_free = |addr: &IpAddr| match fs::symlink_metadata(self.file(*addr)) {
+            Ok(metadata) => metadata.is_file() && metadata.len() == 0,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
         set.candidates(last)
-            // Whatever cannot be looked at is not given out.
-            .find(|addr| match fs::symlink_metadata(self.file(*addr)) {
-                Ok(metadata) => metadata.is_file() && metadata.len() == 0,
-                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            .find(is_free)
+            // Reading them all is for when there is no other.
+            .or_else(|| {
+                set.candidates(last)
+                    .find(|addr| is_blank(&self.file(*addr)))
             })
             .ok_or_else(|| IpamError::Full {
                 subnets: subnets(set),
@@ -271,7 +277,7 @@ impl Locked<'_> {
     fn commit_one(&self, owner: &Identity, index: usize, addr: IpAddr) -> Result<(), IpamError> {
         let path = self.store.file(addr);
         let contents = format!("{}\r\n{}", owner.container_id, owner.ifname);
-        if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.len() == 0) {
+        if is_blank(&path) {
             fs::remove_file(&path).map_err(|source| IpamError::File {
                 operation: "remove",
                 path: path.clone(),
@@ -330,6 +336,17 @@ pub struct Owner {
     pub ifname: Option<String>,
 }
 
+/// Whether a file that is there names nobody: a loss of power can leave it empty, or full of zeroes.
+fn is_blank(path: &Path) -> bool {
+    let is_file = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
+    is_file
+        && fs::read(path).is_ok_and(|contents| {
+            contents
+                .iter()
+                .all(|byte| *byte == 0 || byte.is_ascii_whitespace())
+        })
+}
+
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "container {}", self.container_id)?;
@@ -347,7 +364,7 @@ fn subnets(set: &RangeSet) -> String {
 
 impl Owner {
     fn parse(contents: &str) -> Option<Owner> {
-        let contents = contents.trim();
+        let contents = contents.trim_matches(|c: char| c == '\0' || c.is_whitespace());
         let (id, ifname) = match contents.split_once('\n') {
             Some((id, ifname)) => (id, Some(ifname.trim().to_owned())),
             None => (contents, None),
@@ -492,6 +509,28 @@ mod tests {
             [ip("10.0.0.2")]
         );
         assert!(store.is_owner(&identity("a"), ip("10.0.0.2")).unwrap());
+    }
+
+    #[test]
+    fn a_file_of_zeroes_is_nobodys_when_there_is_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path(), "cbr0");
+        drop(store.lock().unwrap());
+        for (addr, contents) in [("10.0.0.2", "a\r\neth0"), ("10.0.0.3", "\0\0\0\0\0\0\0")] {
+            let path = dir.path().join("cbr0").join(addr);
+            atomic_file::replace(path, contents.as_bytes(), 0o600).unwrap();
+        }
+        assert_eq!(store.reservations().unwrap().len(), 1);
+        let ranges = [range("10.0.0.0/29")];
+        let got: Vec<IpAddr> = (0..4)
+            .map(|n| reserve(&store, &identity(&format!("n{n}")), &ranges).unwrap()[0])
+            .collect();
+        assert_eq!(
+            got,
+            ["10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.3"].map(ip)
+        );
+        assert!(store.is_owner(&identity("n3"), ip("10.0.0.3")).unwrap());
+        reserve(&store, &identity("late"), &ranges).unwrap_err();
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! Bringing an attachment's elements into the kernel's table and out of it.
 
-use std::collections::BTreeSet;
-
 use hostnet::nft::{self, Changes, Nft, Op, Table, diff};
 use hostnet::vocab::Family;
 
@@ -19,17 +17,31 @@ impl From<nft::Error> for CniError {
 /// of them got its way.
 const ATTEMPTS: u32 = 100;
 
+/// Tables as they were read a moment ago.
+#[derive(Clone, Debug, Default)]
+pub struct Seen(Vec<(Family, Option<Table>)>);
+
 /// Brings the elements of an attachment into the tables of its families. What else is in there
 /// stays, and what is missing of the chains is mended. A table that is not there (a first host
-/// port, or somebody flushed the ruleset) is made from all records.
+/// port, or somebody flushed the ruleset) is made from all records. What was `seen` is read again
+/// only if it turns out to have changed.
 ///
 /// # Errors
 /// Code 11 when another attachment has one of the ports, naming it; nothing of that family is
 /// changed then. Families that were done before stay done: [`withdraw`] takes them back.
-pub fn publish(nft: &mut Nft, record: &Record, records: &Records) -> Result<(), CniError> {
+pub fn publish(
+    nft: &mut Nft,
+    record: &Record,
+    records: &Records,
+    mut seen: Seen,
+) -> Result<(), CniError> {
     for family in families(record) {
         attempt(nft, |nft| {
-            let observed = nft.observe(&table_id(family))?.table;
+            let known = seen.0.iter().position(|(of, _)| *of == family);
+            let observed = match known.map(|index| seen.0.swap_remove(index)) {
+                Some((_, table)) => table,
+                None => nft.observe(&table_id(family))?.table,
+            };
             let desired = match &observed {
                 Some(found) if is_declared_alike(found, family) => {
                     with_entries(found, family, record).map_err(Failure::Told)?
@@ -56,16 +68,18 @@ pub fn publish(nft: &mut Nft, record: &Record, records: &Records) -> Result<(), 
     Ok(())
 }
 
-/// Whose the first port is that an attachment wants and another one has.
-pub fn taken(nft: &mut Nft, record: &Record) -> Result<Option<CniError>, CniError> {
+/// Refuses an attachment one of whose ports another one has, as [`publish`] would. Gives the tables
+/// as they were found.
+pub fn refuse_taken(nft: &mut Nft, record: &Record) -> Result<Seen, CniError> {
+    let mut seen = Seen::default();
     for family in families(record) {
-        if let Some(found) = nft.observe(&table_id(family))?.table
-            && let Err(error) = with_entries(&found, family, record)
-        {
-            return Ok(Some(error));
+        let found = nft.observe(&table_id(family))?.table;
+        if let Some(found) = &found {
+            with_entries(found, family, record)?;
         }
+        seen.0.push((family, found));
     }
-    Ok(None)
+    Ok(seen)
 }
 
 /// Takes all elements of an attachment out of the tables, whatever they say. Returns how many
@@ -102,18 +116,6 @@ pub fn withdraw_if(
         })?;
     }
     Ok(count)
-}
-
-/// Whose elements are in the tables.
-pub fn owners(nft: &mut Nft) -> Result<BTreeSet<ElementOwner>, CniError> {
-    let mut owners = BTreeSet::new();
-    for family in Family::ALL {
-        let found = nft.observe(&table_id(family))?.table;
-        let sets = found.iter().flat_map(|table| table.sets.values());
-        let elements = sets.flat_map(|set| set.elements.values());
-        owners.extend(elements.filter_map(ElementOwner::of));
-    }
-    Ok(owners)
 }
 
 enum Failure {

@@ -32,7 +32,7 @@ use hostnet::nft::{
 };
 use hostnet::vocab::{Family, IfName, Subnet, names};
 
-pub use self::apply::{owners, publish, taken, withdraw, withdraw_if};
+pub use self::apply::{Seen, publish, refuse_taken, withdraw, withdraw_if};
 pub use self::flows::{Flows, forget};
 
 use crate::record::Record;

@@ -16,7 +16,7 @@ use crate::error::{CniError, Code};
 use crate::exec::{self, Executor, Failure};
 use crate::ipam::foreign::ForeignIpam;
 use crate::ipam::{IpamError, Store};
-use crate::nat;
+use crate::nat::{self, Seen};
 use crate::plan::{self, Observed};
 use crate::record::{self, Record, RecordAddress, RecordError, Records};
 use crate::request::config::{Config, Place};
@@ -127,7 +127,7 @@ struct Call<'a> {
     foreign: Option<ForeignIpam<'a>>,
     netns: &'a Path,
     boot: String,
-    nft: Option<Nft>,
+    nft: Option<(Nft, Seen)>,
 }
 
 impl Call<'_> {
@@ -174,8 +174,10 @@ impl Call<'_> {
                 gateway: None,
             })
             .collect();
-        let nft = self.nft.insert(Nft::open()?);
-        nat::taken(nft, &probe)?.map_or(Ok(()), Err)
+        let mut nft = Nft::open()?;
+        let seen = nat::refuse_taken(&mut nft, &probe)?;
+        self.nft = Some((nft, seen));
+        Ok(())
     }
 
     fn record(&self, attachment: &Attachment) -> Result<Record, CniError> {
