@@ -1,10 +1,10 @@
 //! flanneld with a real API server: what it publishes, what it holds, what it mends, and whom it leaves out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use integration::testing::{NODES, ask, lab, pod};
 use integration::traffic::{Stream, Transport};
-use integration::{Daemon, Lab, Node, wait};
+use integration::{Daemon, Node, wait};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use k8s_openapi::jiff::Timestamp;
@@ -335,61 +335,6 @@ fn metrics_tell_of_peers_and_version() {
         "flanneld_sync_duration_seconds_count",
     ] {
         assert!(text.contains(line), "{line} in {text}");
-    }
-}
-
-/// Nodes without `spec.podCIDRs`, in a cluster of their own, with flanneld alone.
-fn unassigned(count: u8, net_conf: &str) -> Lab {
-    let names: Vec<String> = (1..=count).map(|n| format!("node-{n}")).collect();
-    let builder = names
-        .iter()
-        .fold(Lab::builder(), |builder, name| builder.node(name, &[]));
-    builder
-        .daemons(&[Daemon::Flanneld])
-        .net_conf(net_conf)
-        .up()
-        .unwrap_or_else(|error| panic!("{error:#}"))
-}
-
-#[test]
-fn nodes_without_a_subnet_pick_different_ones_at_once() {
-    let lab = unassigned(
-        6,
-        r#"{"Network": "10.99.0.0/16", "SubnetLen": 26, "Backend": {"Type": "vxlan"}}"#,
-    );
-    let nodes: Vec<NodeObject> = lab.api().list(None).unwrap();
-    let subnets: BTreeSet<String> = nodes
-        .iter()
-        .filter_map(|node| node.spec.as_ref()?.pod_cidr.clone())
-        .collect();
-    assert_eq!(subnets.len(), 6, "{subnets:?}");
-    assert!(
-        subnets
-            .iter()
-            .all(|subnet| subnet.starts_with("10.99.") && subnet.ends_with("/26")),
-        "{subnets:?}"
-    );
-    let leases: Vec<Lease> = lab.api().list(Some("kube-system")).unwrap();
-    let labelled = |lease: &&Lease| {
-        lease
-            .metadata
-            .labels
-            .iter()
-            .flatten()
-            .any(|(key, _)| key == "twill.io/subnet")
-    };
-    assert_eq!(
-        leases.iter().filter(labelled).count(),
-        6,
-        "no claim is left over"
-    );
-    // Every node reaches every other by the overlay.
-    for from in lab.nodes() {
-        wait::until("routes to five peers", wait::PATIENCE, || {
-            let routes = from.machine().run("ip route show dev flannel.1")?;
-            Ok(wait::holds(routes.lines().count() == 5, &routes))
-        })
-        .unwrap();
     }
 }
 

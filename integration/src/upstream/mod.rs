@@ -82,6 +82,8 @@ pub enum Program {
     ApiServer,
     /// The command for people.
     Kubectl,
+    /// What gives Nodes their subnets on many clusters.
+    ControllerManager,
     /// What turns Services into NAT on other clusters.
     KubeProxy,
     /// The reference plugin that does what `twill-cni` does, save for addresses.
@@ -104,6 +106,7 @@ impl Program {
             Program::Etcd => "etcd",
             Program::ApiServer => "kube-apiserver",
             Program::Kubectl => "kubectl",
+            Program::ControllerManager => "kube-controller-manager",
             Program::KubeProxy => "kube-proxy",
             Program::Bridge => "bridge",
             Program::HostLocal => "host-local",
@@ -118,6 +121,7 @@ impl Program {
             Program::Etcd => "go.etcd.io/etcd/server/v3",
             Program::ApiServer => "k8s.io/kubernetes/cmd/kube-apiserver",
             Program::Kubectl => "k8s.io/kubernetes/cmd/kubectl",
+            Program::ControllerManager => "k8s.io/kubernetes/cmd/kube-controller-manager",
             Program::KubeProxy => "k8s.io/kubernetes/cmd/kube-proxy",
             Program::Bridge => "github.com/containernetworking/plugins/plugins/main/bridge",
             Program::HostLocal => "github.com/containernetworking/plugins/plugins/ipam/host-local",
