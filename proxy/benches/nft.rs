@@ -60,6 +60,7 @@ fn services(count: u32) -> Ruleset {
     let node = NodeRules {
         pods: PodTraffic::From(vec!["10.244.0.0/15".parse().unwrap()]),
         node_ports: [IpAddr::from([192, 168, 1, 1])].into(),
+        ..NodeRules::default()
     };
     let ports = (0..count).map(|n| (key(n), port(n, 2 * n + 1))).collect();
     Ruleset {

@@ -19,6 +19,7 @@ pub(crate) fn upserts(yaml: &str) -> Vec<Update> {
             "Service" => Update::Service(Delta::Upsert(parse(object))),
             "EndpointSlice" => Update::Slice(Delta::Upsert(parse(object))),
             "Node" => Update::Node(Delta::Upsert(parse(object))),
+            "ServiceCIDR" => Update::ServiceCidr(Delta::Upsert(parse(object))),
             other => panic!("kind {other} is none that the proxy watches"),
         })
         .collect()

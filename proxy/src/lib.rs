@@ -20,8 +20,8 @@
 //!
 //! # Rights
 //!
-//! In the API, cluster-wide: `list` and `watch` on `services`, on `endpointslices` of `discovery.k8s.io`, and on
-//! `nodes` (by `metadata.name`, its own); `create` and `patch` on `events` of `events.k8s.io`. It writes nothing else.
+//! In the API, cluster-wide: `list` and `watch` on `services`, on `endpointslices` of `discovery.k8s.io`, on
+//! `servicecidrs` of `networking.k8s.io`, and on `nodes` (by `metadata.name`, its own); `create` and `patch` on `events` of `events.k8s.io`. It writes nothing else.
 //!
 //! In the kernel: `CAP_NET_ADMIN` in the network namespace of the node.
 #![forbid(unsafe_code)]

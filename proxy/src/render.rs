@@ -16,10 +16,10 @@ use crate::plan::{Planner, Ruleset};
 
 /// Print the rules that a dump of objects makes on a node, as a script that `nft -f` takes
 ///
-/// The kernel is not touched. The dump: kubectl get services,endpointslices,nodes -A -o yaml
+/// The kernel is not touched. The dump: kubectl get services,endpointslices,nodes,servicecidrs -A -o yaml
 #[derive(Clone, Debug, Parser)]
 pub struct RenderArgs {
-    /// Services, EndpointSlices and Nodes as YAML or JSON: a file, a folder of such files, or - for standard input
+    /// Services, EndpointSlices, Nodes and ServiceCIDRs as YAML or JSON: a file, a folder of such files, or - for standard input
     #[arg(long, value_name = "FILE|DIR", required = true)]
     pub objects: Vec<PathBuf>,
 
@@ -217,7 +217,7 @@ impl Objects {
         let name = |object: &Value| {
             let text = |field: &str| object["metadata"][field].as_str().unwrap_or("?").to_owned();
             match kind.as_str() {
-                "Node" => text("name"),
+                "Node" | "ServiceCIDR" => text("name"),
                 _ => format!("{}/{}", text("namespace"), text("name")),
             }
         };
@@ -227,6 +227,7 @@ impl Objects {
             Ok(Delta::Upsert(parsed))
         }
         self.updates.push(match kind.as_str() {
+            "ServiceCIDR" => Update::ServiceCidr(read(object, &what)?),
             "Service" => Update::Service(read(object, &what)?),
             "EndpointSlice" => Update::Slice(read(object, &what)?),
             "Node" => {
@@ -250,8 +251,7 @@ impl Objects {
 
     fn notes(&self) -> Option<String> {
         let others = self.others;
-        (others > 0)
-            .then(|| format!("{others} objects are no Service, EndpointSlice or Node: passed over"))
+        (others > 0).then(|| format!("{others} objects are of other kinds: passed over"))
     }
 }
 
@@ -335,7 +335,7 @@ mod tests {
         );
         assert_eq!(
             rendered.notes,
-            ["1 objects are no Service, EndpointSlice or Node: passed over"]
+            ["1 objects are of other kinds: passed over"]
         );
     }
 

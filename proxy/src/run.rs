@@ -66,7 +66,9 @@ pub fn updates(
     let services = deltas(Api::all(client.clone()), &by_label(&ours)).map(Update::Service);
     let slices = deltas(Api::all(client.clone()), &by_label(SLICES)).map(Update::Slice);
     let node = deltas(Api::all(client.clone()), &this_node).map(Update::Node);
-    select(services, select(slices, node)).boxed()
+    // All: a server before 1.33 has none of them, and the rest goes on without.
+    let cidrs = deltas(Api::all(client.clone()), &Selector::default()).map(Update::ServiceCidr);
+    select(select(services, cidrs), select(slices, node)).boxed()
 }
 
 /// The loop's state.

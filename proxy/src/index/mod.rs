@@ -22,7 +22,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use agent::watch::{Delta, Key};
-use hostnet::vocab::Family;
+use hostnet::vocab::{Family, Subnet};
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +74,8 @@ pub enum Update {
     Slice(Delta<objects::EndpointSlice>),
     /// Of this Node.
     Node(Delta<objects::Node>),
+    /// Of the ServiceCIDRs. An API server that has none of this kind tells nothing.
+    ServiceCidr(Delta<objects::ServiceCidr>),
 }
 
 /// What was touched since the index was last asked.
@@ -81,7 +83,7 @@ pub enum Update {
 pub struct Dirty {
     /// Services that came, went, or changed, or whose slices did.
     pub services: BTreeSet<ObjectName>,
-    /// This Node changed, and with it possibly every Service.
+    /// This Node or the service networks changed, and with them possibly every Service.
     pub node: bool,
     /// When the changes to slices were made that are among them, and of which family the slices are.
     pub triggers: Vec<(Family, Timestamp)>,
@@ -112,6 +114,7 @@ pub struct Index {
     /// Slice → Service: a slice may move to another Service by its label.
     service_of: HashMap<ObjectName, ObjectName>,
     node: Option<Node>,
+    service_cidrs: BTreeMap<ObjectName, Vec<Subnet>>,
     listed: Listed,
     dirty: Dirty,
 }
@@ -133,6 +136,7 @@ impl Index {
             entries: HashMap::new(),
             service_of: HashMap::new(),
             node: None,
+            service_cidrs: BTreeMap::new(),
             listed: Listed::default(),
             dirty: Dirty::default(),
         }
@@ -169,6 +173,11 @@ impl Index {
     /// This Node; `None` where it has never had an object.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
+    }
+
+    /// The networks that cluster IPs are taken from, as far as the API server tells.
+    pub fn service_networks(&self) -> impl Iterator<Item = Subnet> + '_ {
+        self.service_cidrs.values().flatten().copied()
     }
 
     /// What was touched since the last call.
@@ -214,6 +223,13 @@ impl Index {
                 }
             }
             Update::Node(Delta::Synced) => self.listed.node = true,
+            Update::ServiceCidr(Delta::Upsert(object)) => {
+                let networks = object.spec.cidrs.iter();
+                let networks = networks.filter_map(|cidr| cidr.parse().ok()).collect();
+                self.set_service_cidr(Key::of(&object).into(), Some(networks));
+            }
+            Update::ServiceCidr(Delta::Remove(key)) => self.set_service_cidr(key.into(), None),
+            Update::ServiceCidr(Delta::Synced) => {}
         }
     }
 
@@ -257,6 +273,17 @@ impl Index {
             }
         }
         changed
+    }
+
+    fn set_service_cidr(&mut self, name: ObjectName, networks: Option<Vec<Subnet>>) {
+        if self.service_cidrs.get(&name) == networks.as_ref() {
+            return;
+        }
+        match networks {
+            Some(networks) => self.service_cidrs.insert(name, networks),
+            None => self.service_cidrs.remove(&name),
+        };
+        self.dirty.node = true;
     }
 
     fn set_node(&mut self, node: Node) {

@@ -5,6 +5,7 @@
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use kube::Resource;
 use kube::api::ObjectMeta;
 use serde::{Deserialize, Deserializer};
@@ -198,6 +199,26 @@ pub struct EndpointPort {
     pub protocol: Option<String>,
     /// Absent: no restriction, which no rule can say.
     pub port: Option<i32>,
+}
+
+/// A ServiceCIDR: networks that cluster IPs are taken from (networking.k8s.io/v1, since 1.33).
+#[derive(Resource, Clone, Debug, Default, Deserialize)]
+#[resource(inherit = networking::ServiceCIDR)]
+#[serde(default)]
+pub struct ServiceCidr {
+    /// Its name.
+    pub metadata: ObjectMeta,
+    /// The networks.
+    pub spec: ServiceCidrSpec,
+}
+
+/// The networks of a ServiceCIDR.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ServiceCidrSpec {
+    /// One of each family.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub cidrs: Vec<String>,
 }
 
 /// A Node.

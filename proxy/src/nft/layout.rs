@@ -23,8 +23,8 @@ use hostnet::nft::Selector::{
     Random, Saddr,
 };
 use hostnet::nft::{
-    CT_DNAT, Chain, FIB_LOCAL, FieldType, Hook, KeyType, Name, NatFlags, Proto, Rule, Set, SetDecl,
-    Table, TableId,
+    CT_DNAT, Chain, FIB_LOCAL, FieldType, Hook, Key, KeyType, Name, NatFlags, Proto, Rule, Set,
+    SetDecl, Table, TableId,
 };
 use hostnet::vocab::{Family, names};
 
@@ -66,6 +66,8 @@ pub(super) enum Map {
     Sources,
     /// Cluster IPs: at their other ports packets are refused.
     ClusterIps,
+    /// Networks that cluster IPs are taken from: at the rest of their addresses packets are dropped.
+    ServiceNetworks,
     /// This node's addresses at which node ports answer.
     NodePortIps,
     /// Verdict by address, protocol and port, for packets from pods and this node, where it differs.
@@ -79,7 +81,7 @@ pub(super) enum Map {
 }
 
 impl Map {
-    pub(super) const ALL: [Map; 15] = [
+    pub(super) const ALL: [Map; 16] = [
         Map::Endpoints(View::Cluster),
         Map::Endpoints(View::Local),
         Map::NodePortEndpoints(View::Cluster),
@@ -90,6 +92,7 @@ impl Map {
         Map::SourcesInside,
         Map::Sources,
         Map::ClusterIps,
+        Map::ServiceNetworks,
         Map::NodePortIps,
         Map::VipsInside,
         Map::NodePortsInside,
@@ -122,6 +125,7 @@ impl Map {
             Map::SourcesInside => "sources-inside",
             Map::Sources => "sources",
             Map::ClusterIps => "cluster-ips",
+            Map::ServiceNetworks => "service-networks",
             Map::NodePortIps => "nodeport-ips",
             Map::VipsInside => "vips-inside",
             Map::NodePortsInside => "nodeports-inside",
@@ -154,6 +158,7 @@ impl Map {
             }
             Map::Hairpin => SetDecl::set(name, KeyType::of([addr, addr])),
             Map::ClusterIps | Map::NodePortIps => SetDecl::set(name, KeyType::of([addr])),
+            Map::ServiceNetworks => SetDecl::set(name, KeyType::of([addr])).interval(),
             Map::Sources | Map::SourcesInside => {
                 SetDecl::vmap(name, KeyType::of([addr, proto, port, addr])).interval()
             }
@@ -285,12 +290,19 @@ impl Layout {
             )
             .chain(
                 SERVICES,
-                lookup(family, Map::Vips, Map::NodePorts).rule(
-                    Rule::new()
-                        .in_set([Daddr(family)], Map::ClusterIps.name())
-                        .goto(REFUSE)
-                        .comment("ports that no Service has"),
-                ),
+                lookup(family, Map::Vips, Map::NodePorts)
+                    .rule(
+                        Rule::new()
+                            .in_set([Daddr(family)], Map::ClusterIps.name())
+                            .goto(REFUSE)
+                            .comment("ports that no Service has"),
+                    )
+                    .rule(
+                        Rule::new()
+                            .in_set([Daddr(family)], Map::ServiceNetworks.name())
+                            .drop()
+                            .comment("addresses that no Service has"),
+                    ),
             )
             .chain(GUARD, guard(family, Map::Sources))
             .chain(GUARD_INSIDE, guard(family, Map::SourcesInside))
@@ -315,6 +327,11 @@ impl Layout {
                 node.node_ports
                     .iter()
                     .for_each(|address| set.insert(*address, ()));
+            }
+            if *map == Map::ServiceNetworks {
+                for network in &node.service_networks {
+                    set.insert(Key::range(network.base(), network.last()), ());
+                }
             }
             table = table.set(set);
         }

@@ -87,6 +87,9 @@ pub struct NodeRules {
     pub pods: PodTraffic,
     /// The addresses of this node at which node ports answer, none of them loopback. Empty: nowhere.
     pub node_ports: BTreeSet<IpAddr>,
+    /// The networks that cluster IPs are taken from: packets to addresses in them that no Service has are dropped.
+    /// No network within another.
+    pub service_networks: BTreeSet<Subnet>,
 }
 
 /// How a packet from a pod is told from a packet from elsewhere (kube-proxy's `detectLocalMode`).

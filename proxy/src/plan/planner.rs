@@ -128,7 +128,13 @@ impl Planner {
     pub fn update(&mut self, index: &Index, dirty: &Dirty) -> Delta {
         let mut delta = Delta::default();
         for family in Family::ALL {
-            let rules = node_rules(&self.settings, family, index.node(), &self.interfaces);
+            let rules = node_rules(
+                &self.settings,
+                family,
+                index.node(),
+                &self.interfaces,
+                index.service_networks(),
+            );
             if self.ruleset.family(family).node != rules {
                 self.ruleset.family_mut(family).node = rules.clone();
                 self.health_checks_changed = true;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hostnet::vocab::{Family, Subnet};
 
 use super::endpoints::{Target, Views};
+use super::settings::outermost;
 use super::{At, Frontend, Masquerade, PortKey, PortName, ServicePort, Verdict, View};
 use crate::index::{Entry, ObjectName, Port, Service};
 
@@ -172,11 +173,7 @@ fn sources(service: &Service, at: IpAddr, context: &Context) -> Option<Arc<[Subn
     if context.node_ips.iter().any(is_allowed) {
         networks.insert(Subnet::host(at));
     }
-    let outermost = |network: &&Subnet| {
-        let holds = |other: &Subnet| other != *network && other.contains_subnet(**network);
-        !networks.iter().any(holds)
-    };
-    Some(networks.iter().filter(outermost).copied().collect())
+    Some(outermost(networks).into_iter().collect())
 }
 
 fn verdict(view: View, views: &Views) -> Verdict {

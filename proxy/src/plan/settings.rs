@@ -61,6 +61,15 @@ impl NodePortAddresses {
     }
 }
 
+/// Those networks that are not within another of them.
+pub(super) fn outermost(networks: BTreeSet<Subnet>) -> BTreeSet<Subnet> {
+    let is_outermost = |network: &&Subnet| {
+        let holds = |other: &Subnet| other != *network && other.contains_subnet(**network);
+        !networks.iter().any(holds)
+    };
+    networks.iter().filter(is_outermost).copied().collect()
+}
+
 /// The rules of one family that hold for all service ports. `interfaces`: all addresses on this node's
 /// interfaces, of any family.
 pub(super) fn node_rules(
@@ -68,8 +77,11 @@ pub(super) fn node_rules(
     family: Family,
     node: Option<&Node>,
     interfaces: &BTreeSet<IpAddr>,
+    service_networks: impl Iterator<Item = Subnet>,
 ) -> NodeRules {
+    let of_family = service_networks.filter(|network| network.family() == family);
     NodeRules {
+        service_networks: outermost(of_family.collect()),
         pods: pod_traffic(&settings.detect_local, family, node),
         node_ports: node_ports(settings, family, node, interfaces),
     }
@@ -149,7 +161,14 @@ mod tests {
         ]
         .map(|text| text.parse().unwrap())
         .into();
-        node_rules(settings, family, Some(&node()), &interfaces).to_string()
+        node_rules(
+            settings,
+            family,
+            Some(&node()),
+            &interfaces,
+            std::iter::empty(),
+        )
+        .to_string()
     }
 
     fn node_ports(networks: &[&str]) -> Settings {

@@ -38,10 +38,14 @@ impl fmt::Display for NodeRules {
             PodTraffic::Interface(name) => write!(f, "pods by {name}")?,
         }
         if self.node_ports.is_empty() {
-            f.write_str(", node ports nowhere")
+            f.write_str(", node ports nowhere")?;
         } else {
-            write!(f, ", node ports at {}", list(&self.node_ports))
+            write!(f, ", node ports at {}", list(&self.node_ports))?;
         }
+        if self.service_networks.is_empty() {
+            return Ok(());
+        }
+        write!(f, ", cluster IPs in {}", list(&self.service_networks))
     }
 }
 

@@ -132,7 +132,11 @@ fn rules() -> impl Strategy<Value = FamilyRuleset> {
             .filter_map(|(n, port)| Some((key(n), port?)))
             .collect();
         FamilyRuleset {
-            node: NodeRules { pods, node_ports },
+            node: NodeRules {
+                pods,
+                node_ports,
+                ..NodeRules::default()
+            },
             ports,
         }
     })

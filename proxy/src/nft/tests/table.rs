@@ -20,8 +20,16 @@ use crate::plan::{
     Verdict,
 };
 
-/// Columns: where the Service is asked. `other` is a port of the cluster IP that no Service has.
-const TARGETS: [&str; 5] = ["cluster-ip", "node-port", "balancer", "external", "other"];
+/// Columns: where the Service is asked. `other` is a port of the cluster IP that no Service has,
+/// `unknown` an address of the service network that none has.
+const TARGETS: [&str; 6] = [
+    "cluster-ip",
+    "node-port",
+    "balancer",
+    "external",
+    "other",
+    "unknown",
+];
 
 /// Rows: who asks. `far` is a pod of another node.
 const CLIENTS: [&str; 5] = ["outside", "far", "pod", "self", "node"];
@@ -106,6 +114,7 @@ impl Site {
             "node-port" => ("outside.1", NODE_PORT),
             "balancer" => ("services.50", 80),
             "external" => ("services.51", 80),
+            "unknown" => ("services.99", 80),
             _ => ("services.10", 81),
         };
         Packet {
@@ -137,6 +146,10 @@ impl Site {
              ports: [{{port: 8080}}]\n\
              endpoints: [{}]\n\
              ---\n\
+             kind: ServiceCIDR\n\
+             metadata: {{name: kubernetes}}\n\
+             spec: {{cidrs: ['{}']}}\n\
+             ---\n\
              kind: Node\n\
              metadata: {{name: k8s-node-2}}\n\
              spec: {{podCIDRs: ['{}']}}\n\
@@ -146,6 +159,7 @@ impl Site {
             at("services.50"),
             self.world.family,
             endpoints.join(", "),
+            self.network("services"),
             self.network("pods"),
             at("outside.1"),
         )
@@ -214,6 +228,11 @@ fn model(rules: &FamilyRuleset, packet: &Packet<'_>) -> Outcome {
         || (rules.ports.values()).flat_map(|port| port.frontends.iter().map(move |f| (port, f)));
     let Some((port, frontend)) = frontends().find(|(_, f)| meets(f.at) && f.port == packet.port)
     else {
+        let networks = &rules.node.service_networks;
+        if !frontends().any(|(_, f)| f.at == At::ClusterIp(packet.address)) {
+            assert!(networks.iter().any(|net| net.contains(packet.address)));
+            return Outcome::Drop;
+        }
         assert!(frontends().any(|(_, f)| f.at == At::ClusterIp(packet.address)));
         return Outcome::Refuse;
     };
@@ -482,6 +501,16 @@ fn without_endpoints_here_or_anywhere() {
             node      refuse      refuse     refuse    refuse",
             );
         }
+        // An address that no Service has.
+        check(
+            &site,
+            &scenario("ClusterCIDR", CLUSTER, "ab"),
+            "
+                      cluster-ip  unknown
+            outside   ab+         drop
+            pod       ab          drop
+            node      ab+         drop",
+        );
         // Elsewhere, but not here.
         check(
             &site,

@@ -138,6 +138,7 @@ impl World {
         let node = NodeRules {
             pods: PodTraffic::From(vec![network.parse().unwrap()]),
             node_ports: BTreeSet::from([self.at("outside.1")]),
+            service_networks: BTreeSet::new(),
         };
         let ports = services
             .into_iter()
