@@ -190,6 +190,11 @@ impl Record {
         })
     }
 
+    /// Whether it is of another boot than this one. One of an earlier version does not tell.
+    pub fn is_void(&self, boot: &str) -> bool {
+        !self.boot.is_empty() && self.boot != boot
+    }
+
     /// What orders records from the oldest to the youngest.
     pub fn age(&self) -> (u64, &str, &str) {
         (self.made, &self.container_id, self.if_name.as_str())
@@ -287,8 +292,19 @@ impl Records {
         }
     }
 
-    /// All records that can be understood, the oldest first. Without a directory there are none.
+    /// The records of attachments that may stand, the oldest first: those that can be understood,
+    /// and are not of another boot of the node. Without a directory there are none.
     pub fn list(&self) -> Result<Vec<Record>, RecordError> {
+        let mut records = self.list_all()?;
+        if !records.is_empty() {
+            let boot = boot_id()?;
+            records.retain(|record| !record.is_void(&boot));
+        }
+        Ok(records)
+    }
+
+    /// The same with those of another boot, which nothing stands behind any more.
+    pub fn list_all(&self) -> Result<Vec<Record>, RecordError> {
         let failed = |source| RecordError::File {
             operation: "list",
             path: self.dir.clone(),
@@ -396,7 +412,7 @@ pub(crate) mod tests {
         records.remove(&id).unwrap();
         records.create(&id, &record("c1")).unwrap();
         assert_eq!(records.read(&id).unwrap(), Some(record("c1")));
-        assert_eq!(records.list().unwrap(), [record("c1")]);
+        assert_eq!(records.list_all().unwrap(), [record("c1")]);
         let text = fs::read_to_string(records.path(&id)).unwrap();
         assert_eq!(
             text,
@@ -417,6 +433,22 @@ pub(crate) mod tests {
             ..record("c1")
         };
         assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn what_another_boot_left_does_not_stand() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::new(dir.path());
+        for (id, boot) in [("a", "another"), ("b", ""), ("c", &boot_id().unwrap())] {
+            let boot = boot.to_owned();
+            let made = Record { boot, ..record(id) };
+            records.create(&identity(id), &made).unwrap();
+        }
+        let ids = |list: Vec<Record>| -> Vec<String> {
+            list.into_iter().map(|record| record.container_id).collect()
+        };
+        assert_eq!(ids(records.list().unwrap()), ["b", "c"]);
+        assert_eq!(ids(records.list_all().unwrap()), ["a", "b", "c"]);
     }
 
     #[test]

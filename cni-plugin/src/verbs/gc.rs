@@ -26,7 +26,7 @@ pub fn gc(config: &Config, raw: &RawRequest) -> Result<(), CniError> {
     let mut teardown = Teardown::new(&mut host, store.clone(), records.clone());
     let mut errors = Vec::new();
 
-    for record in records.list()? {
+    for record in records.list_all()? {
         let Some(identity) = record
             .identity()
             .filter(|_| record.network == place.network)

@@ -10,11 +10,6 @@ use crate::ipam::Locked;
 use crate::record::{Record, Records};
 use crate::request::config::Place;
 
-/// Whether a record is of another boot. One of an earlier version of ours does not tell.
-pub(super) fn is_void(record: &Record, boot: &str) -> bool {
-    !record.boot.is_empty() && record.boot != boot
-}
-
 /// Frees what containers of another boot have reserved in this network, and removes their records:
 /// once in each boot. What other plugins reserved has no record, and is left to DEL and GC.
 ///
@@ -30,8 +25,8 @@ pub(super) fn after_reboot(
         return Ok(());
     }
     let of_network = |record: &Record| record.network == place.network;
-    for record in records.list()?.into_iter().filter(of_network) {
-        if let Some(identity) = record.identity().filter(|_| is_void(&record, boot)) {
+    for record in records.list_all()?.into_iter().filter(of_network) {
+        if let Some(identity) = record.identity().filter(|_| record.is_void(boot)) {
             for addr in record.addrs() {
                 locked.release(&identity, addr)?;
             }

@@ -3,7 +3,6 @@
 use hostnet::netlink::Rtnl;
 
 use super::add::{foreign_ipam, read_subnet};
-use super::reclaim;
 use crate::attachment;
 use crate::error::{CniError, Code};
 use crate::ipam::{IpamError, Store};
@@ -55,24 +54,22 @@ fn look(config: &Config, settings: &Settings, raw: &RawRequest) -> Result<(), (C
     Ok(())
 }
 
-fn of_network(config: &Config) -> Result<Vec<Record>, CniError> {
-    let mut all = Records::new(&config.place.state_dir).list()?;
-    all.retain(|record| record.network == config.place.network);
-    Ok(all)
-}
-
+/// Whether a boot before has left something that the next ADD frees.
 fn has_void(config: &Config) -> Result<bool, CniError> {
     let boot = record::boot_id()?;
-    let all = of_network(config)?;
-    Ok(all.iter().any(|record| reclaim::is_void(record, &boot)))
+    let all = Records::new(&config.place.state_dir).list_all()?;
+    let of_network = |record: &&Record| record.network == config.place.network;
+    Ok(all
+        .iter()
+        .filter(of_network)
+        .any(|record| record.is_void(&boot)))
 }
 
 /// Whether a container that stands hangs on a bridge that is gone, or down.
 fn suffers(config: &Config) -> Result<bool, CniError> {
-    let boot = record::boot_id()?;
     let mut host = Rtnl::open()?;
-    for record in of_network(config)? {
-        if reclaim::is_void(&record, &boot) {
+    for record in Records::new(&config.place.state_dir).list()? {
+        if record.network != config.place.network {
             continue;
         }
         let bridge = host.link(&record.bridge)?;
