@@ -463,6 +463,82 @@ fn what_is_flushed_is_rebuilt_from_the_records() {
     assert_eq!(mend(), Vec::<String>::new());
 }
 
+/// CRC-32C (RFC 9260, appendix A), bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+/// The first packet of an SCTP association: an IPv4 header and an INIT chunk.
+fn sctp_init(from: [u8; 4], to: [u8; 4], port: u16) -> Vec<u8> {
+    let mut sctp = Vec::new();
+    sctp.extend(40_000u16.to_be_bytes());
+    sctp.extend(port.to_be_bytes());
+    sctp.extend([0; 8]);
+    // INIT, of 20 bytes: a tag, a window, a stream each way, a first number.
+    sctp.extend([1, 0, 0, 20, 0, 0, 0, 7, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 9]);
+    let crc = crc32c(&sctp).to_le_bytes();
+    sctp[8..12].copy_from_slice(&crc);
+    // The kernel fills in the header's checksum.
+    let mut packet = vec![0x45, 0, 0, 0, 0, 1, 0, 0, 64, 132, 0, 0];
+    packet.extend(from);
+    packet.extend(to);
+    packet.extend(sctp);
+    let length = u16::try_from(packet.len()).unwrap().to_be_bytes();
+    packet[2..4].copy_from_slice(&length);
+    packet
+}
+
+/// The running kernel may have no SCTP sockets: packets are made and looked at by hand.
+#[test]
+fn sctp_packets_arrive() {
+    use nix::sys::socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recv, sendto,
+        setsockopt, socket, sockopt,
+    };
+    use std::os::fd::AsRawFd;
+
+    let mut site = Site::new(SUBNET);
+    let pod = Ns::new("pod");
+    let port = json!({"hostPort": 7000, "containerPort": 70, "protocol": "sctp"});
+    site.add("c1", &pod, json!([port]));
+    let raw = |family, protocol| socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol);
+    let inside = pod
+        .run(|| raw(AddressFamily::Packet, SockProtocol::EthAll))
+        .unwrap();
+    let patience = nix::sys::time::TimeVal::new(20, 0);
+    setsockopt(&inside, sockopt::ReceiveTimeout, &patience).unwrap();
+    let outside = site
+        .outside
+        .run(|| raw(AddressFamily::Inet, SockProtocol::Raw))
+        .unwrap();
+    let packet = sctp_init([192, 0, 2, 2], [192, 0, 2, 1], 7000);
+    let to = SockaddrIn::new(192, 0, 2, 1, 0);
+    sendto(outside.as_raw_fd(), &packet, &to, MsgFlags::empty()).unwrap();
+    let mut frame = [0; 2048];
+    let sctp = loop {
+        let length = recv(inside.as_raw_fd(), &mut frame, MsgFlags::empty()).unwrap();
+        let ip = &frame[14..length.max(14)];
+        if ip.first() == Some(&0x45) && ip[9] == 132 {
+            break ip.to_vec();
+        }
+    };
+    assert_eq!(sctp[12..16], [192, 0, 2, 2], "the source is seen");
+    assert_eq!(sctp[16..20], [10, 244, 3, 2]);
+    assert_eq!(sctp[22..24], 70u16.to_be_bytes());
+    let mut translated = sctp[20..].to_vec();
+    let told: [u8; 4] = translated[8..12].try_into().unwrap();
+    translated[8..12].fill(0);
+    assert_eq!(
+        told,
+        crc32c(&translated).to_le_bytes(),
+        "the checksum is right"
+    );
+}
+
 #[test]
 fn check_notices_what_rules_are_missing() {
     let ports = json!([tcp(8080, 80)]);
