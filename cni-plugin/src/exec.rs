@@ -258,6 +258,9 @@ impl<'a> Executor<'a> {
         let switches = || {
             // A pod must not take routes from another pod.
             ensure_if_there(&format!("ipv6/conf/{ifname}/accept_ra"), "0")?;
+            if !v6 {
+                return Ok(());
+            }
             // Nor wait a second for its link-local address, which no other has.
             if !dad {
                 ensure_if_there(&format!("ipv6/conf/{ifname}/accept_dad"), "0")?;
@@ -265,11 +268,7 @@ impl<'a> Executor<'a> {
             // Who sets the interface down and up again keeps its addresses.
             ensure_if_there(&format!("ipv6/conf/{ifname}/keep_addr_on_down"), "1")?;
             // Some runtimes turn it off in each new namespace.
-            if v6 {
-                ensure(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")
-            } else {
-                Ok(())
-            }
+            ensure(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")
         };
         self.pod_ns
             .run_in(switches)
