@@ -40,6 +40,7 @@ pub struct Counts {
     passes: Histogram,
     failures: Counter,
     configured: Gauge,
+    leases: Metrics<OfFamily, Gauge>,
 }
 
 impl Counts {
@@ -58,6 +59,7 @@ impl Counts {
             ]),
             failures: Counter::default(),
             configured: Gauge::default(),
+            leases: Metrics::default(),
         };
         counts.configured.set(1);
         registry.register(
@@ -89,6 +91,11 @@ impl Counts {
             "flanneld_sync_failures",
             "Passes that did not reach what is desired",
             counts.failures.clone(),
+        );
+        registry.register(
+            "flanneld_lease_expiry_timestamp_seconds",
+            "When the subnet's Lease ends unless it is renewed, in seconds since 1970",
+            counts.leases.clone(),
         );
         registry.register(
             "flanneld_config_valid",
@@ -146,6 +153,15 @@ impl Counts {
                 })
                 .inc();
         }
+    }
+
+    /// A subnet is held until a moment, in seconds since 1970.
+    pub fn held(&self, family: Family, until: i64) {
+        let family = match family {
+            Family::V4 => "ipv4",
+            Family::V6 => "ipv6",
+        };
+        self.leases.get_or_create(&OfFamily { family }).set(until);
     }
 
     /// So many things that pods rely on were put back.

@@ -17,7 +17,9 @@ pub fn claim(error: &Error, own: &ObjectReference, other: Option<&ObjectReferenc
     let reason = match error {
         Error::Clash { .. } => "SubnetConflict",
         Error::Exhausted { .. } => "NetworkExhausted",
-        Error::Outside { .. } | Error::LacksFamily { .. } => "SubnetUnusable",
+        Error::Outside { .. } | Error::LacksFamily { .. } | Error::Reserved { .. } => {
+            "SubnetUnusable"
+        }
         _ => return Vec::new(),
     };
     let notice = |regarding: &ObjectReference, related: Option<&ObjectReference>| Notice {

@@ -3,13 +3,17 @@
 //! A full pass reads the kernel. A dirty one goes by what is believed to be there since the last pass, so that one more
 //! peer costs as much as one peer; kernel events that tell otherwise make the next pass full.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use agent::sync::Pass;
 use hostnet::{
     netlink::{Event, Object},
     nft::{self, Changes},
-    vocab::{Family, Subnet, names},
+    vocab::{Cidr, Family, Subnet, names},
 };
 
 use crate::{
@@ -26,7 +30,7 @@ use crate::{
     index::Index,
     leftovers,
     node::NodeObject,
-    peers::{self, Past, Peer, Selection},
+    peers::{self, Past, Peer, Reason, Selection},
     place::{announcement, place},
     state::State,
 };
@@ -40,6 +44,19 @@ pub enum Error {
     /// There is no interface to other nodes.
     #[error(transparent)]
     Iface(#[from] Box<IfaceError>),
+    /// The address that we were told to publish is another node's.
+    #[error(
+        "the address {addr} that this node was told to publish is that of Node {node}, which had it before: --public-ip, \
+         --public-ipv6 and the annotations for it must differ on every node; without them it is the interface's, {own}"
+    )]
+    PublicTaken {
+        /// The address.
+        addr: IpAddr,
+        /// Who has it.
+        node: Arc<str>,
+        /// Our address on the interface.
+        own: Cidr,
+    },
     /// Some changes could not be made; the others were.
     #[error("{} of {all} changes failed, the first: {}", .failures.len(), first(.failures))]
     Apply {
@@ -165,6 +182,7 @@ impl Reconciler {
             peers: &self.peers,
         };
         let selection = peers::select(index.others(), &config.node_name, &self.own, &backend, past);
+        self.check_public(node, index, &selection)?;
         self.age_former(config, node, &selection);
         let former = self.former.as_ref();
         let gated: Vec<Family> = Family::ALL
@@ -268,6 +286,35 @@ impl Reconciler {
             });
             self.peers.clear();
         }
+    }
+
+    /// Refuses to publish an address that an older node has, and that is not on our interface: a flag that is the same
+    /// for all nodes. (One that is there is ours, whatever others say.)
+    fn check_public(
+        &self,
+        node: &NodeObject,
+        index: &Index,
+        selection: &Selection,
+    ) -> Result<(), Error> {
+        for skipped in &selection.skipped {
+            let Reason::AddressOurs(addr) = skipped.reason else {
+                continue;
+            };
+            let Some(own) = self.own.get(skipped.family) else {
+                continue;
+            };
+            let other = index.others().find(|other| other.name == skipped.node);
+            let is_older = other
+                .is_some_and(|other| (other.created, &*other.uid) < (node.created(), node.uid()));
+            if addr == own.uplink.public && addr != own.uplink.addr.addr() && is_older {
+                return Err(Error::PublicTaken {
+                    addr,
+                    node: Arc::clone(&skipped.node),
+                    own: own.uplink.addr,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Forgets the former backend once nobody can have a use for it any more.

@@ -27,6 +27,7 @@ use crate::{
     announce::{self, Announcement},
     config::Config,
     lease::{Error, Holding, Leases, Others, Owner, renew_in},
+    metrics::Counts,
     node::NodeObject,
     notices,
 };
@@ -66,6 +67,7 @@ pub struct Registrar {
     /// The last complaint, so that it is said once.
     complaint: Option<String>,
     events: Recorder,
+    counts: Counts,
 }
 
 /// What is held, and for which Node.
@@ -89,6 +91,7 @@ impl Registrar {
         client: Client,
         held: watch::Sender<Option<ByFamily<Subnet>>>,
         events: Recorder,
+        counts: Counts,
     ) -> Self {
         let config = Arc::clone(&configs.borrow_and_update());
         let leases = Leases::new(client.clone(), &config.lease_namespace, &config.node_name);
@@ -102,6 +105,7 @@ impl Registrar {
             waiting_since: None,
             complaint: None,
             events,
+            counts,
         }
     }
 
@@ -177,6 +181,9 @@ impl Registrar {
             self.hold(view).await?;
         }
         self.renew(node).await?;
+        for (family, holding) in self.holdings.iter().flat_map(|held| held.holdings.iter()) {
+            self.counts.held(family, holding.expires.as_second());
+        }
         if let Some(announcement) = announcement {
             self.announce(node, announcement).await?;
         }

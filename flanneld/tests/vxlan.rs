@@ -588,6 +588,33 @@ fn without_an_interface_the_kernel_stays_and_the_candidates_are_named() {
 }
 
 #[test]
+fn an_address_that_an_older_node_has_is_not_published() {
+    let (underlay, mut nodes) = cluster(2, V4, &[]);
+    nodes.push(TestNode::new(&underlay, 3, V4, &["--public-ip=192.0.2.2"]));
+    introduce(&mut nodes);
+    let error = nodes[2].try_pass(Pass::Full).unwrap_err().to_string();
+    for word in ["192.0.2.2", "Node n2", "--public-ip", "192.0.2.3/24"] {
+        assert!(error.contains(word), "{word} in {error}");
+    }
+    assert!(
+        nodes[2].ns.find_link("flannel.1").is_none(),
+        "nothing is touched"
+    );
+    // What is on our own interface is ours, whatever an older node says.
+    let mut liar = nodes[1].object.clone();
+    let annotations = liar.metadata.annotations.as_mut().unwrap();
+    annotations.insert(
+        "flannel.alpha.coreos.com/public-ip".into(),
+        "192.0.2.3".into(),
+    );
+    liar.metadata.name = Some("liar".into());
+    liar.metadata.uid = Some("uid0".into());
+    nodes[2].config = std::sync::Arc::new(common::config(3, V4, &[]));
+    nodes[2].index.node(agent::watch::Delta::Upsert(liar));
+    nodes[2].pass(Pass::Full);
+}
+
+#[test]
 fn a_hostile_node_is_left_out_and_harms_nobody() {
     let (_underlay, mut nodes) = cluster(3, V4, &[]);
     let good = Snapshot::of(&nodes[0].ns);

@@ -140,11 +140,18 @@ impl Leases {
             wanted.push(*subnet);
         }
         let (mut held, mut new) = (ByFamily::default(), Vec::new());
-        let clash = |subnet, rival: Rival| Error::Clash {
-            subnet,
-            node: self.node.clone(),
-            holder: rival.holder,
-            lease: rival.lease,
+        let clash = |subnet, rival: Rival| match rival {
+            Rival { holder, lease } if holder.is_empty() => Error::Reserved {
+                subnet,
+                node: self.node.clone(),
+                lease,
+            },
+            Rival { holder, lease } => Error::Clash {
+                subnet,
+                node: self.node.clone(),
+                holder,
+                lease,
+            },
         };
         for subnet in wanted {
             match self.claim(subnet, owner).await {
@@ -421,7 +428,8 @@ impl Leases {
     /// Deletes a Lease that is expired and whose Node is gone: where no garbage collector runs, somebody has to.
     /// Returns whether it is gone.
     async fn sweep(&self, holding: &Holding) -> Result<bool, Error> {
-        if holding.expires > Timestamp::now() {
+        // Without a holder it is a reservation, made by a person, who takes it back.
+        if holding.expires > Timestamp::now() || holding.holder.is_empty() {
             return Ok(false);
         }
         let node = self

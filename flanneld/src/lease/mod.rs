@@ -87,6 +87,19 @@ pub enum Error {
         /// The Lease by which it does.
         lease: String,
     },
+    /// Somebody has reserved our subnet.
+    #[error(
+        "subnet {subnet} of Node {node} is reserved: Lease {lease} names no holder. Delete that Lease, or delete the Node \
+         object and let it register again, so that it gets another subnet"
+    )]
+    Reserved {
+        /// The subnet in our `spec.podCIDRs`.
+        subnet: Subnet,
+        /// Our node.
+        node: String,
+        /// The Lease by which it is reserved.
+        lease: String,
+    },
     /// We wait for somebody else to assign a subnet.
     #[error("Node {node} has no spec.podCIDRs yet: {why}")]
     Unassigned {

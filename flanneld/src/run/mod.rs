@@ -85,7 +85,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let (announce, announcements) = watch::channel(None);
     let (hold, held) = watch::channel(None);
     let recorder = Recorder::start(client.clone(), "flanneld", &current.node_name);
-    let registrar = Registrar::new(configs, client.clone(), hold, recorder.clone());
+    let registrar = Registrar::new(
+        configs,
+        client.clone(),
+        hold,
+        recorder.clone(),
+        counts.clone(),
+    );
     let registrar = tokio::spawn(registrar.run(views, announcements, stop.clone()));
     let current_pods = current.attachments_dir.clone().map(Pods::new);
     let daemon = Loop {

@@ -126,6 +126,7 @@ impl BackendData {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn keys_under_the_usual_prefix() {
@@ -195,5 +196,17 @@ mod tests {
         }
         let long = "x".repeat(100_000);
         assert!(BackendData::parse(&long).unwrap_err().to_string().len() < 200);
+    }
+
+    proptest! {
+        #[test]
+        fn no_backend_data_makes_it_panic_and_what_is_read_is_written_alike(
+            number in "-?[0-9]{0,12}", mac in "[0-9a-fA-F:.x-]{0,20}|([0-9a-f]{2}:){5}[0-9a-f]{2}", rest in "\\PC{0,8}",
+        ) {
+            let text = format!("{{\"VNI\":{number},\"VtepMAC\":\"{mac}\"{rest}}}");
+            if let Ok(data) = BackendData::parse(&text) {
+                prop_assert_eq!(BackendData::parse(&data.render()).unwrap(), data);
+            }
+        }
     }
 }

@@ -282,4 +282,88 @@ proptest! {
     fn no_text_makes_it_panic(text in "\\PC*") {
         let _ = NetConf::parse(&text);
     }
+
+    #[test]
+    fn no_json_makes_it_panic_and_what_is_read_can_work(
+        top in prop::collection::vec((prop::sample::select(TOP), value()), 0..8),
+        backend in prop::collection::vec((prop::sample::select(BACKEND), value()), 0..6),
+    ) {
+        let object = |pairs: Vec<(&str, Value)>| -> serde_json::Map<String, Value> {
+            pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+        };
+        let mut conf = object(top);
+        conf.insert("Network".to_owned(), "10.244.0.0/16".into());
+        conf.insert("Backend".to_owned(), object(backend).into());
+        if let Ok((conf, _)) = NetConf::parse(&Value::Object(conf).to_string()) {
+            prop_assert!(!conf.networks.is_empty());
+            if let Backend::Vxlan(vxlan) = conf.backend {
+                prop_assert_ne!(vxlan.port, 0);
+                for (family, _) in conf.networks.iter() {
+                    prop_assert!(hostnet::vocab::names::vxlan_device(family, vxlan.vni).is_ok());
+                    prop_assert!(vxlan.mtu.is_none_or(|mtu| mtu >= least_mtu(&conf.backend, family)));
+                }
+            }
+            // nf_tables refuses intervals that overlap.
+            for (index, one) in conf.no_masquerade.iter().enumerate() {
+                prop_assert!(conf.no_masquerade[..index].iter().all(|other| !other.overlaps(*one)));
+            }
+        }
+    }
+}
+
+const TOP: &[&str] = &[
+    "EnableIPv4",
+    "EnableIPv6",
+    "IPv6Network",
+    "SubnetLen",
+    "SubnetMin",
+    "SubnetMax",
+    "IPv6SubnetLen",
+    "IPv6SubnetMin",
+    "IPv6SubnetMax",
+    "EnableNFTables",
+    "Allocate",
+    "NoMasquerade",
+    "unknown",
+];
+const BACKEND: &[&str] = &[
+    "Type",
+    "VNI",
+    "Port",
+    "MTU",
+    "GBP",
+    "Learning",
+    "DirectRouting",
+    "unknown",
+];
+
+/// Any JSON, mostly of the kinds that a key may have.
+fn value() -> impl Strategy<Value = Value> {
+    let text = prop_oneof![
+        "\\PC{0,20}",
+        (any::<u32>(), 0u8..40)
+            .prop_map(|(bits, len)| format!("{}/{len}", std::net::Ipv4Addr::from_bits(bits))),
+        (any::<u128>(), 0u8..140)
+            .prop_map(|(bits, len)| format!("{}/{len}", std::net::Ipv6Addr::from_bits(bits))),
+        prop::sample::select(vec![
+            "vxlan",
+            "host-gw",
+            "alloc",
+            "auto",
+            "10.244.4.0",
+            "fd00::/48"
+        ])
+        .prop_map(str::to_owned),
+    ];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        (0u32..70_000).prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        text.prop_map(Value::from),
+    ];
+    leaf.prop_recursive(2, 8, 4, |inner| {
+        prop::collection::vec(inner, 0..4).prop_map(Value::from)
+    })
 }

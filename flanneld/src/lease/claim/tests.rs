@@ -560,6 +560,35 @@ async fn only_an_expired_lease_of_a_node_that_is_gone_is_swept() {
 }
 
 #[tokio::test]
+async fn a_lease_without_a_holder_is_a_reservation() {
+    const LONG_AGO: &str = "2020-01-01T00:00:00.000000Z";
+    let conf = conf(r#"{"Network": "10.244.0.0/24", "SubnetLen": 26, "Allocate": "always"}"#);
+    let cluster = Cluster::new(&[("n1", &[]), ("n2", &["10.244.0.64/26"])]).await;
+    for subnet in ["10.244.0.64/26", "10.244.0.192/26"] {
+        cluster.lease(subnet, "", LONG_AGO, LONG_AGO).await;
+    }
+    let hold = async |node: &str| {
+        cluster
+            .node(node)
+            .hold(&conf, &Others::default(), true)
+            .await
+    };
+    assert_eq!(
+        v4(&hold("n1").await.unwrap()),
+        "10.244.0.128/26",
+        "never picked"
+    );
+    let error = hold("n2").await.unwrap_err().to_string();
+    for part in [
+        "10.244.0.64/26",
+        "Node n2",
+        "subnet-10-244-0-64-26 names no holder",
+    ] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+}
+
+#[tokio::test]
 async fn a_node_that_was_made_again_gets_its_lease_back_under_its_new_uid() {
     let cluster = Cluster::new(&[("n1", &["10.244.1.0/24"])]).await;
     cluster
