@@ -36,7 +36,7 @@ bench: prepare ## The figures of the README, beside the programs that Twill repl
 	@$(STEP) "benchmarks" cargo bench --package integration
 
 dist: prepare ## The static binaries of the image, in target/x86_64-unknown-linux-gnu/dist
-	@RUSTFLAGS="-C target-feature=+crt-static" $(STEP) "building the static binaries" \
+	@RUSTFLAGS="-C target-feature=+crt-static -C strip=symbols" $(STEP) "building the static binaries" \
 		cargo build --profile dist --target $(TARGET) -p cni-plugin -p flanneld -p proxy --bins
 	@cd target/$(TARGET)/dist && ls -l --block-size=K twill-cni flanneld twill-proxy
 
