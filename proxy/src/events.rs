@@ -4,6 +4,7 @@
 use agent::events::{Notice, Recorder, node};
 use k8s_openapi::api::core::v1::ObjectReference;
 
+use crate::host_ports::Clash;
 use crate::index::{Index, ObjectName};
 use crate::plan::{Conflict, HealthCheck};
 
@@ -45,6 +46,24 @@ impl Events {
             ),
             regarding: service(&conflict.loser.name.object(), index),
             related: Some(service(&conflict.owner.name.object(), index)),
+        });
+    }
+
+    /// A node port is a pod's host port too.
+    pub fn host_port(&self, clash: &Clash, index: &Index) {
+        self.publish(|| Notice {
+            warning: true,
+            reason: "NodePortIsHostPort",
+            action: "ProgramService",
+            note: format!(
+                "node port {} does not lead to {} on node {}: it is the host port of {}. Give one of the two another port",
+                clash.port,
+                clash.key,
+                index.this_node(),
+                clash.owner,
+            ),
+            regarding: service(&clash.key.name.object(), index),
+            related: None,
         });
     }
 

@@ -14,7 +14,8 @@
 //! * [`snapshot`] keeps the last good index on disk, for a start before the API server answers;
 //! * [`render`] prints what a dump of objects makes, without a cluster;
 //! * [`config`] reads kube-proxy's file and flags, [`health`], [`metrics`] and [`ports`] answer its
-//!   questions under its names, [`events`] tell of what a user has to mend; [`interfaces`] and [`foreign`] hear what the kernel has to tell.
+//!   questions under its names, [`events`] tell of what a user has to mend
+//!   ([`host_ports`] among it); [`interfaces`] and [`foreign`] hear what the kernel has to tell.
 //!
 //! A change costs what changed, however large the cluster; a restart changes nothing in the kernel.
 //!
@@ -35,6 +36,7 @@ pub mod events;
 mod fixtures;
 pub mod foreign;
 pub mod health;
+pub mod host_ports;
 pub mod index;
 pub mod interfaces;
 pub mod metrics;

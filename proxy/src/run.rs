@@ -338,6 +338,7 @@ impl<B: Backend> Runner<B> {
                     keeper.note(changed);
                 }
                 if pass == Pass::Full {
+                    tokio::task::block_in_place(|| self.syncer.tell_of_host_ports(&self.index));
                     self.watch_others();
                 }
                 if let Some(checks) = self.syncer.planner().take_checks() {

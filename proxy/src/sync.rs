@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use crate::backend::{Applied, Backend};
 use crate::conntrack::{Cleaner, Stale};
 use crate::events::Events;
+use crate::host_ports::HostPorts;
 use crate::index::Index;
 use crate::metrics::{Kind, Metrics};
 use crate::plan::{Delta, Planner};
@@ -32,6 +33,7 @@ pub struct Syncer<B> {
     unfinished: bool,
     cleaner: Option<Cleaner>,
     events: Events,
+    host_ports: HostPorts,
     /// UDP flows that have to be looked at once the rules are in.
     stale: Stale,
 }
@@ -50,6 +52,7 @@ impl<B: Backend> Syncer<B> {
             unfinished: false,
             cleaner: None,
             events: Events::default(),
+            host_ports: HostPorts::default(),
             stale: Stale::default(),
         }
     }
@@ -155,6 +158,24 @@ impl<B: Backend> Syncer<B> {
             "removed what was left for packets on their way"
         );
         Ok(())
+    }
+
+    /// Tells of node ports that pods of this node have as host ports.
+    pub fn tell_of_host_ports(&mut self, index: &Index) {
+        match self.host_ports.look(self.planner.ruleset()) {
+            Ok(clashes) => {
+                for clash in clashes {
+                    self.events.host_port(&clash, index);
+                    tracing::warn!(
+                        service = %clash.key,
+                        port = clash.port,
+                        owner = clash.owner,
+                        "a pod has the node port as its host port, and answers in place of the Service"
+                    );
+                }
+            }
+            Err(error) => tracing::debug!(%error, "twill-cni's host ports cannot be read"),
+        }
     }
 
     fn tell_of_conflicts(&mut self, index: &Index) {
