@@ -8,7 +8,7 @@
 //!
 //! * [`index`] folds what the watches tell into plain objects, and remembers what was touched;
 //! * [`plan`] is a pure function of it: a backend-neutral ruleset, and the difference to the last one;
-//! * [`nft`] compiles plans for nf_tables, behind the seam [`backend`];
+//! * [`nft`] compiles plans for nf_tables, [`iptables`] for kube-proxy's chains, behind the seam [`backend`];
 //! * [`conntrack`] has the kernel forget UDP flows that go on by rules which are no more;
 //! * [`sync`] is one pass through these, [`run`] the loop that decides when, [`daemon`] the process;
 //! * [`snapshot`] keeps the last good index on disk, for a start before the API server answers;
@@ -39,6 +39,7 @@ pub mod health;
 pub mod host_ports;
 pub mod index;
 pub mod interfaces;
+pub mod iptables;
 pub mod metrics;
 pub mod nft;
 pub mod plan;

@@ -104,6 +104,15 @@ impl Subnet {
         .with_prefix(0)
     }
 
+    /// What of a family is this host's own, whatever its interfaces: 127.0.0.0/8 (RFC 1122), ::1/128 (RFC 4291).
+    pub fn loopback(family: Family) -> Subnet {
+        let (addr, prefix) = match family {
+            Family::V4 => (IpAddr::from([127, 0, 0, 0]), 8),
+            Family::V6 => (IpAddr::from(Ipv6Addr::LOCALHOST), 128),
+        };
+        Subnet::new(addr, prefix).unwrap_or_else(|_| Subnet::host(addr))
+    }
+
     /// The network of one address: /32 or /128.
     pub fn host(addr: IpAddr) -> Subnet {
         Subnet(IpNetwork::from(addr))

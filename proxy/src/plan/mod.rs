@@ -30,7 +30,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -173,6 +173,9 @@ pub struct ServicePort {
     /// to others are cut off. Sorted, each once; empty for other protocols, whose connections have an end of
     /// their own.
     pub serving: Arc<[Endpoint]>,
+    /// Where load balancers ask whether endpoints are on this node (`spec.healthCheckNodePort`): not to be cut off
+    /// where other traffic to the node is.
+    pub health_check: Option<u16>,
 }
 
 impl ServicePort {
@@ -269,4 +272,11 @@ pub struct Endpoint {
     pub port: u16,
     /// It runs on this node.
     pub local: bool,
+}
+
+impl Endpoint {
+    /// Address and port.
+    pub fn socket(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
 }

@@ -90,6 +90,7 @@ fn plan_port(
         },
         affinity: service.affinity,
         serving: views.serving,
+        health_check: service.health_check_port,
         frontends,
     }
 }

@@ -175,7 +175,7 @@ impl fmt::Display for Change {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mark = if self.local { " (local)" } else { "" };
-        write!(f, "{}{mark}", socket(self.address, self.port))
+        write!(f, "{}{mark}", self.socket())
     }
 }
 

@@ -45,6 +45,9 @@ impl World {
         node.forward();
         // Until its link-local address is known to be its own alone, a link asks for no neighbours.
         node.set_sysctl("ipv6/conf/default/accept_dad", "0");
+        // Who refuses with ICMP does so each time.
+        node.set_sysctl("ipv4/icmp_ratelimit", "0");
+        node.set_sysctl("ipv6/icmp/ratelimit", "0");
         connect(&client, "eth0", &node, "eth0");
         client.addr("eth0", &w("outside.100"));
         node.addr("eth0", &w("outside.1"));
@@ -239,6 +242,7 @@ impl Service {
             local: self.local.unwrap_or_default().into(),
             affinity: self.affinity,
             serving,
+            health_check: None,
         };
         (key, Arc::new(port))
     }

@@ -1,0 +1,257 @@
+//! Owns the programs: which of the kernel's two iptables the host uses, and running `iptables-save` and
+//! `iptables-restore` of that kind.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use hostnet::nft::{Nft, TableId};
+use hostnet::vocab::Family;
+use hostnet::xtables;
+
+use super::names::KUBELET_CANARY;
+
+/// How long the lock is waited for that other iptables programs hold, in seconds.
+const LOCK: u32 = 5;
+
+/// Chains of other components that were made so that programs in containers can tell which iptables the host uses:
+/// of kubeadm and others, and the kubelet's (KEP-3178).
+const HINTS: [&str; 2] = ["KUBE-IPTABLES-HINT", KUBELET_CANARY];
+
+/// Which of the kernel's packet filters iptables programs work on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// nf_tables: programs `iptables-nft-…`.
+    Nft,
+    /// The old tables: programs `iptables-legacy-…`.
+    Legacy,
+}
+
+impl Variant {
+    /// What names of programs have between `iptables-` and the command.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Variant::Nft => "nft",
+            Variant::Legacy => "legacy",
+        }
+    }
+
+    /// The one that the host uses: by hints that others have left, else the one that has rules, else the one whose
+    /// program there is, nf_tables first.
+    pub fn of_host() -> Variant {
+        let legacy = |table| xtables::chains(Family::V4, table).unwrap_or_default();
+        let is_hint = |chain: &str| HINTS.contains(&chain);
+        if nft_has("mangle", is_hint) {
+            return Variant::Nft;
+        }
+        let has_hint = legacy("mangle").iter().any(|chain| is_hint(chain));
+        let tables = ["filter", "nat", "mangle"];
+        let has_rules = || {
+            tables.iter().any(|table| !legacy(table).is_empty())
+                && !tables.iter().any(|table| nft_has(table, |_| true))
+        };
+        if has_hint
+            || has_rules()
+            || !is_there("iptables-nft-restore") && is_there("iptables-legacy-restore")
+        {
+            return Variant::Legacy;
+        }
+        Variant::Nft
+    }
+}
+
+/// Whether iptables' table in nf_tables has such a chain that a program has made.
+fn nft_has(table: &str, is_wanted: impl Fn(&str) -> bool) -> bool {
+    const BUILT_IN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+    let find = || {
+        let is_wanted = |chain: &str| !BUILT_IN.contains(&chain) && is_wanted(chain);
+        Nft::open()?.leftover_chains(&TableId::new(Family::V4, table), is_wanted)
+    };
+    find().is_ok_and(|found| !found.ops.is_empty())
+}
+
+fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .any(|dir: std::path::PathBuf| Path::new(&dir).join(program).is_file())
+}
+
+/// The programs of one variant.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Programs {
+    variant: Variant,
+}
+
+/// Why the programs did not do what they were asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// There is no such program.
+    #[error(
+        "{0} is not there: install iptables 1.8 or newer, or use mode nftables, which needs no program"
+    )]
+    Missing(String),
+    /// It cannot be run.
+    #[error("{program} cannot be run: {source}")]
+    Run {
+        /// The program.
+        program: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another one holds the lock for long.
+    #[error("{0}: another program has held the lock of iptables (/run/xtables.lock) for {LOCK} s")]
+    Locked(String),
+    /// It refused a line of the document.
+    #[error("{program} refused line {line}, `{rule}`: {said}")]
+    Line {
+        /// The program.
+        program: String,
+        /// The line, from 1.
+        line: usize,
+        /// What stands there.
+        rule: String,
+        /// What it said.
+        said: String,
+    },
+    /// It failed in another way.
+    #[error("{program} failed: {said}")]
+    Failed {
+        /// The program.
+        program: String,
+        /// What it said.
+        said: String,
+    },
+}
+
+impl Programs {
+    pub(super) fn new(variant: Variant) -> Programs {
+        Programs { variant }
+    }
+
+    pub(super) fn variant(self) -> Variant {
+        self.variant
+    }
+
+    /// `ip6tables-nft-save` and so on.
+    fn name(self, family: Family, command: &str) -> String {
+        let six = match family {
+            Family::V4 => "",
+            Family::V6 => "6",
+        };
+        format!("ip{six}tables-{}-{command}", self.variant.as_str())
+    }
+
+    /// What all tables of a family hold.
+    pub(super) fn save(self, family: Family) -> Result<String, ProgramError> {
+        let (program, mut command) = self.command(family, "save");
+        let output = command.output();
+        let output = finished(&program, output, "")?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Applies a document, and tells `started` the id of the process that does so.
+    pub(super) fn restore(
+        self,
+        family: Family,
+        document: &str,
+        started: impl FnOnce(u32),
+    ) -> Result<(), ProgramError> {
+        let (program, mut command) = self.command(family, "restore");
+        command
+            .args(["--noflush", &format!("--wait={LOCK}")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let run = || {
+            let mut child = command.spawn()?;
+            started(child.id());
+            if let Some(mut stdin) = child.stdin.take() {
+                // Who refuses a line does not read on: what it says is worth more than that.
+                let _ = stdin.write_all(document.as_bytes());
+            }
+            child.wait_with_output()
+        };
+        finished(&program, run(), document).map(|_| ())
+    }
+
+    fn command(self, family: Family, command: &str) -> (String, Command) {
+        let program = self.name(family, command);
+        let made = Command::new(&program);
+        (program, made)
+    }
+}
+
+fn finished(
+    program: &str,
+    output: io::Result<Output>,
+    document: &str,
+) -> Result<Output, ProgramError> {
+    let program = program.to_owned();
+    let output = match output {
+        Ok(output) => output,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(ProgramError::Missing(program));
+        }
+        Err(source) => return Err(ProgramError::Run { program, source }),
+    };
+    if output.status.success() {
+        return Ok(output);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said: Vec<_> = said
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let said = said.join(" ");
+    if said.contains("xtables lock") {
+        return Err(ProgramError::Locked(program));
+    }
+    let rule = line_number(&said).and_then(|line| Some((line, document.lines().nth(line - 1)?)));
+    Err(match rule {
+        Some((line, rule)) => ProgramError::Line {
+            program,
+            line,
+            rule: rule.to_owned(),
+            said,
+        },
+        None if said.is_empty() => ProgramError::Failed {
+            said: output.status.to_string(),
+            program,
+        },
+        None => ProgramError::Failed { program, said },
+    })
+}
+
+/// The line that a program complains of: `line 12 failed`, `line: 12`.
+fn line_number(said: &str) -> Option<usize> {
+    let numbers = said.match_indices("line").filter_map(|(at, word)| {
+        let rest = said[at + word.len()..].trim_start_matches([':', ' ']);
+        let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+        digits.parse().ok().filter(|line| *line > 0)
+    });
+    numbers.last()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_is_found_in_what_each_program_says() {
+        for (said, line) in [
+            ("iptables-restore: line 3 failed", Some(3)),
+            (
+                "Error occurred at line: 12 Try `iptables-restore -h'",
+                Some(12),
+            ),
+            (
+                "iptables-restore v1.8.9 (nf_tables): line 7: RULE_APPEND failed",
+                Some(7),
+            ),
+            ("Permission denied (you must be root)", None),
+        ] {
+            assert_eq!(line_number(said), line, "{said}");
+        }
+    }
+}
