@@ -1,5 +1,5 @@
-//! The seam between the plan and a packet filter. `nft` compiles plans for nf_tables; a second compiler
-//! stands beside it.
+//! The seam between the plan and a packet filter. `nft` compiles plans for nf_tables, `iptables` for kube-proxy's
+//! chains.
 
 use std::error::Error;
 
@@ -33,6 +33,11 @@ pub trait Backend {
     /// Whether someone else changed something of ours by this transaction, so that [`Backend::replace`]
     /// is wanted.
     fn is_disturbed_by(&self, change: &Change) -> bool;
+
+    /// Whether others have rules in the same tables, so that most of what happens there is no harm to ours.
+    fn shares_tables(&self) -> bool {
+        false
+    }
 
     /// Removes all that is ours, whichever version of this program made it.
     fn cleanup(&mut self) -> Result<Applied, Self::Error>;

@@ -1,30 +1,34 @@
 //! The process: from a configuration to a running loop with its two ports, and the way out.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use agent::events::Recorder;
 use agent::http::BindError;
+use futures::stream::BoxStream;
 use hostnet::nft;
+use hostnet::sysctl::Sysctl;
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Args, Config, Reload};
+use crate::backend::Backend;
+use crate::config::{Args, Config, Mode, Reload};
 use crate::conntrack::Cleaner;
 use crate::events::Events;
 use crate::health::checks;
 use crate::health::{self, Health};
-use crate::index::Index;
+use crate::index::{Index, Update};
 use crate::interfaces;
+use crate::iptables::{IptablesBackend, Options, Variant};
 use crate::metrics::Metrics;
 use crate::nft::NftBackend;
 use crate::plan::{Checks, Planner};
 use crate::ports::Port;
 use crate::run::{Periods, Runner, updates};
 use crate::snapshot::Keeper;
+use crate::succession::{Others, Successor};
 use crate::sync::Syncer;
-
-/// What `/proxyMode` says.
-const MODE: &str = "nftables";
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +57,7 @@ pub enum Error {
 pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result<(), Error> {
     config.tell();
     set_oom_score_adj(config.oom_score_adj);
-    tracing::info!(node = %config.hostname, mode = MODE, settings = %config.settings, "starting");
+    tracing::info!(node = %config.hostname, mode = config.mode.as_str(), settings = %config.settings, "starting");
 
     let mut registry = agent::metrics::registry("twill_proxy");
     let metrics = Metrics::new(&mut registry);
@@ -69,16 +73,16 @@ pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result
         .serve(move |path: &str| answering.answer(path), stop.clone())
         .await?;
     let registry = Arc::new(registry);
+    let mode = config.mode.as_str();
     let (configz, configz_seen) = watch::channel(config.document());
     port("--metrics-bind-address", config.metrics)
         .serve(
-            move |path: &str| health::metrics_answer(&registry, &configz_seen, MODE, path),
+            move |path: &str| health::metrics_answer(&registry, &configz_seen, mode, path),
             stop.clone(),
         )
         .await?;
 
     let periods = Periods::of(&config);
-    let backend = NftBackend::open()?;
     let client = agent::client::connect(&config.client)?;
     let events = Events::from(Recorder::start(
         client.clone(),
@@ -93,23 +97,91 @@ pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result
         events.clone(),
         stop.clone(),
     ));
-    let syncer = Syncer::new(backend, Planner::new(config.settings), metrics.clone())
-        .cleaner(Cleaner::start(metrics.clone())?)
-        .events(events);
     let index = Index::new(&config.hostname).proxy_name(config.service_proxy_name.clone());
     let updates = updates(
         &client,
         &config.hostname,
         config.service_proxy_name.as_deref(),
     );
-    let runner = Runner::new(index, syncer, periods, health, checks, metrics)?
-        .reload(Reload::watch(args), configz);
-    let runner = match config.snapshot {
-        Some(path) => runner.snapshot(Keeper::new(path)),
-        None => runner,
+    let service = Service {
+        index,
+        planner: Planner::new(config.settings),
+        periods,
+        health,
+        checks,
+        metrics,
+        events,
+        reload: Reload::watch(args),
+        configz,
+        snapshot: config.snapshot,
     };
-    runner.run(updates, stop).await;
-    Ok(())
+    match config.mode {
+        Mode::Nftables => {
+            let backend = Successor::new(NftBackend::open()?, Others::OfNftables);
+            service.run(backend, updates, stop).await
+        }
+        Mode::Iptables { options, variant } => {
+            let backend = iptables_backend(options, variant);
+            let backend = Successor::new(backend, Others::OfIptables);
+            service.run(backend, updates, stop).await
+        }
+    }
+}
+
+/// As the kernel is now: whether it answers late packets with a reset is one of its switches.
+pub(crate) fn iptables_backend(options: Options, variant: Option<Variant>) -> IptablesBackend {
+    let liberal = Sysctl::default().get("netfilter/nf_conntrack_tcp_be_liberal");
+    let options = Options {
+        drop_invalid: !liberal.is_ok_and(|value| value != "0"),
+        ..options
+    };
+    let given = variant.is_some();
+    let variant = variant.unwrap_or_else(Variant::of_host);
+    let names = options.naming;
+    tracing::info!(variant = variant.as_str(), given, ?names, "iptables mode");
+    IptablesBackend::new(options, variant)
+}
+
+/// What the loop is made of, save for the packet filter.
+struct Service {
+    index: Index,
+    planner: Planner,
+    periods: Periods,
+    health: watch::Sender<Health>,
+    checks: watch::Sender<Checks>,
+    metrics: Metrics,
+    events: Events,
+    reload: Reload,
+    configz: watch::Sender<Value>,
+    snapshot: Option<PathBuf>,
+}
+
+impl Service {
+    async fn run<B: Backend>(
+        self,
+        backend: B,
+        updates: BoxStream<'static, Update>,
+        stop: CancellationToken,
+    ) -> Result<(), Error> {
+        let syncer = Syncer::new(backend, self.planner, self.metrics.clone())
+            .cleaner(Cleaner::start(self.metrics.clone())?)
+            .events(self.events);
+        let runner = Runner::new(
+            self.index,
+            syncer,
+            self.periods,
+            self.health,
+            self.checks,
+            self.metrics,
+        )?
+        .reload(self.reload, self.configz);
+        let runner = match self.snapshot {
+            Some(path) => runner.snapshot(Keeper::new(path)),
+            None => runner,
+        };
+        runner.run(updates, stop).await;
+        Ok(())
+    }
 }
 
 /// Without the right to it (CAP_SYS_RESOURCE) it stays as it is: most who run this in a container do.

@@ -11,6 +11,7 @@
 //! * [`nft`] compiles plans for nf_tables, [`iptables`] for kube-proxy's chains, behind the seam [`backend`];
 //! * [`conntrack`] has the kernel forget UDP flows that go on by rules which are no more;
 //! * [`sync`] is one pass through these, [`run`] the loop that decides when, [`daemon`] the process;
+//! * [`succession`] has the rules of another mode or proxy go once ours are in;
 //! * [`snapshot`] keeps the last good index on disk, for a start before the API server answers;
 //! * [`render`] prints what a dump of objects makes, without a cluster;
 //! * [`config`] reads kube-proxy's file and flags, [`health`], [`metrics`] and [`ports`] answer its
@@ -47,4 +48,5 @@ pub mod ports;
 pub mod render;
 pub mod run;
 pub mod snapshot;
+pub mod succession;
 pub mod sync;

@@ -7,10 +7,12 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use proxy::backend::Backend;
-use proxy::config::{Args, Config};
+use proxy::config::{Args, Config, Mode};
 use proxy::daemon;
+use proxy::iptables::route_localnet;
 use proxy::nft::NftBackend;
 use proxy::render::{RenderArgs, render};
+use proxy::succession::Others;
 
 /// Turns Services and EndpointSlices into NAT in the kernel, in place of kube-proxy.
 ///
@@ -57,10 +59,12 @@ fn print(args: &RenderArgs) -> anyhow::Result<ExitCode> {
 fn run(args: &Args) -> anyhow::Result<()> {
     if args.cleanup {
         agent::logging::init(&args.log, &["proxy"])?;
-        let removed = NftBackend::open()?
+        let mut removed = NftBackend::open()?
             .cleanup()
-            .context("rules could not be removed")?;
-        tracing::info!(tables = removed.ops, "removed all rules of ours");
+            .context("rules could not be removed")?
+            .ops;
+        removed += Others::OfNftables.remove()?;
+        tracing::info!(removed, "removed all rules of ours and of kube-proxy");
         return Ok(());
     }
     let config = Config::load(args)?;
@@ -72,6 +76,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     agent::logging::init(&config.log, &["proxy"])?;
     if args.init_only {
         config.tell();
+        if let Mode::Iptables { options, .. } = &config.mode {
+            route_localnet(options).context("node ports at 127.0.0.1")?;
+        }
         return Ok(());
     }
     // This thread runs the loop, which blocks while the kernel works; one more does all else.

@@ -9,8 +9,9 @@ use hostnet::nft::Changes;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::config::{Args, Config};
+use crate::config::{Args, Config, Mode};
 use crate::index::{Index, Update};
+use crate::iptables;
 use crate::nft::{NftBackend, rules};
 use crate::plan::{Planner, Ruleset};
 
@@ -65,6 +66,9 @@ pub enum Error {
     /// The kernel's rules cannot be read.
     #[error(transparent)]
     Kernel(#[from] hostnet::nft::Error),
+    /// The rules of iptables cannot be read.
+    #[error(transparent)]
+    Iptables(#[from] iptables::IptablesError),
 }
 
 /// What was rendered.
@@ -93,20 +97,40 @@ pub fn render(args: &RenderArgs) -> Result<Rendered, Error> {
     let mut notes = config.notes.clone();
     notes.extend(objects.notes());
     let ruleset = plan(objects, &config, &mut notes);
-    let changes = if args.diff {
-        NftBackend::open()?.difference(&ruleset)?
-    } else {
-        rules(&ruleset)
+    let text = match config.mode {
+        Mode::Nftables => {
+            let changes = match args.diff {
+                true => NftBackend::open()?.difference(&ruleset)?,
+                false => rules(&ruleset),
+            };
+            (changes.iter())
+                .filter(|changes| !changes.is_empty())
+                .map(|changes: &Changes| format!("{changes}\n"))
+                .collect()
+        }
+        Mode::Iptables { options, variant } => {
+            let documents = match args.diff {
+                true => crate::daemon::iptables_backend(options, variant).difference(&ruleset)?,
+                false => iptables::rules(&options, &ruleset),
+            };
+            documents_text(&documents)
+        }
     };
-    let text: String = (changes.iter())
-        .filter(|changes| !changes.is_empty())
-        .map(|changes: &Changes| format!("{changes}\n"))
-        .collect();
     Ok(Rendered {
         differs: args.diff && !text.is_empty(),
         text,
         notes,
     })
+}
+
+/// Each under the name of the program that takes it.
+fn documents_text(documents: &[String; 2]) -> String {
+    (["iptables-restore", "ip6tables-restore"]
+        .iter()
+        .zip(documents))
+    .filter(|(_, document)| !document.is_empty())
+    .map(|(program, document)| format!("# {program} --noflush\n{document}\n"))
+    .collect()
 }
 
 fn plan(objects: Objects, config: &Config, notes: &mut Vec<String>) -> Ruleset {

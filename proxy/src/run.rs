@@ -297,6 +297,10 @@ impl<B: Backend> Runner<B> {
     fn heed(&mut self, change: Result<nft::Change, nft::Error>) {
         match change {
             Ok(change) if !self.syncer.backend().is_disturbed_by(&change) => return,
+            Ok(change) if self.syncer.backend().shares_tables() => tracing::debug!(
+                process = change.process.as_deref().unwrap_or("unknown"),
+                "someone else changed tables that hold our chains: comparing everything"
+            ),
             Ok(change) => tracing::warn!(
                 process = change.process.as_deref().unwrap_or("unknown"),
                 pid = change.pid,
@@ -415,16 +419,21 @@ fn watch_interfaces<B: Backend>(
 
 /// Fields of the configuration that differ and are only read at the start.
 fn needs_restart(old: &Value, new: &Value) -> Vec<&'static str> {
-    let fields = [
+    let mut fields = vec![
         "bindAddressHardFail",
         "clientConnection",
         "healthzBindAddress",
         "hostnameOverride",
+        "iptables",
         "logging",
         "metricsBindAddress",
+        "mode",
         "oomScoreAdj",
         "serviceProxyName",
     ];
+    if new["mode"] == "iptables" {
+        fields.push("nodePortAddresses");
+    }
     (fields.into_iter())
         .filter(|field| old[field] != new[field])
         .collect()

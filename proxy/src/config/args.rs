@@ -17,7 +17,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Remove all rules of ours from the kernel, and exit
+    /// Remove all rules of ours from the kernel, of every mode, and those of kube-proxy, and exit
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true,
           default_value_t = false, default_missing_value = "true")]
     pub cleanup: bool,
@@ -74,7 +74,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub service_proxy_name: Option<String>,
 
-    /// The mode: nftables [default: nftables]
+    /// The mode: nftables, or iptables with kube-proxy's chains [default: nftables]
     #[arg(long, value_name = "MODE")]
     pub proxy_mode: Option<String>,
 
@@ -90,6 +90,32 @@ pub struct Args {
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_name = "BOOL")]
     pub masquerade_all: Option<bool>,
+
+    /// In mode iptables: which bit of the packet mark says that a packet is to be masqueraded, 0 to 31 [default: 14]
+    #[arg(long, value_name = "BIT")]
+    pub iptables_masquerade_bit: Option<u8>,
+
+    /// In mode iptables: node ports also answer at 127.0.0.1 [default: true]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_name = "BOOL")]
+    pub iptables_localhost_nodeports: Option<bool>,
+
+    /// In mode iptables: how often everything is compared with the kernel [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    pub iptables_sync_period: Option<String>,
+
+    /// In mode iptables: the least time between two changes of rules [default: 0s]
+    #[arg(long, value_name = "DURATION")]
+    pub iptables_min_sync_period: Option<String>,
+
+    /// In mode iptables: name chains as kube-proxy 1.18 and before did [default: false]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_name = "BOOL")]
+    pub iptables_legacy_names: Option<bool>,
+
+    /// In mode iptables: which of the kernel's two iptables, nft or legacy [default: the one that the host uses]
+    #[arg(long, value_name = "VARIANT")]
+    pub iptables_variant: Option<String>,
 
     /// Where to serve metrics; empty: nowhere [default: 127.0.0.1:10249]
     #[arg(long, value_name = "ADDRESS")]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::Config;
 use super::file::{GROUP, KIND};
+use super::{Config, Mode};
 use crate::plan::{DetectLocal, NodePortAddresses};
 
 impl Config {
@@ -28,7 +28,12 @@ impl Config {
             },
         };
         let conntrack = &self.conntrack;
-        json!({
+        let section = json!({
+            "masqueradeAll": settings.masquerade_all,
+            "minSyncPeriod": duration(self.min_sync_period),
+            "syncPeriod": duration(self.sync_period),
+        });
+        let mut document = json!({
             "apiVersion": GROUP,
             "kind": KIND,
             "bindAddress": settings.node_ip.map_or("0.0.0.0".into(), |ip| ip.to_string()),
@@ -58,19 +63,20 @@ impl Config {
                 "verbosity": self.log.v,
             },
             "metricsBindAddress": listen(self.metrics),
-            "mode": "nftables",
-            "nftables": {
-                "masqueradeAll": settings.masquerade_all,
-                "minSyncPeriod": duration(self.min_sync_period),
-                "syncPeriod": duration(self.sync_period),
-            },
+            "mode": self.mode.as_str(),
+            self.mode.as_str(): section,
             "nodePortAddresses": match &settings.node_port_addresses {
                 NodePortAddresses::Primary => vec!["primary".to_owned()],
                 NodePortAddresses::In(list) => networks(list),
             },
             "oomScoreAdj": self.oom_score_adj,
             "serviceProxyName": self.service_proxy_name.clone().unwrap_or_default(),
-        })
+        });
+        if let Mode::Iptables { options, .. } = &self.mode {
+            document["iptables"]["localhostNodePorts"] = options.localhost_node_ports.into();
+            document["iptables"]["masqueradeBit"] = options.masquerade_bit.into();
+        }
+        document
     }
 }
 

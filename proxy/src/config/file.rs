@@ -7,6 +7,7 @@ use std::time::Duration;
 use hostnet::vocab::Subnet;
 use serde_json::{Map, Value};
 
+use super::mode::Given;
 use super::reader::{Fault, Reader};
 use super::values::{self, DetectMode, Mode};
 use crate::plan::NodePortAddresses;
@@ -32,6 +33,7 @@ pub(super) struct File {
     pub(super) service_proxy_name: Option<String>,
     pub(super) oom_score_adj: Option<i32>,
     pub(super) conntrack: FileConntrack,
+    pub(super) iptables: Given,
     pub(super) log_verbosity: Option<u8>,
     pub(super) log_format: Option<agent::logging::Format>,
 }
@@ -71,16 +73,22 @@ pub(super) const OWN_KIND: &str = "TwillProxyConfiguration";
 pub(super) struct OwnFile {
     pub(super) snapshot: Option<bool>,
     pub(super) snapshot_dir: Option<PathBuf>,
+    pub(super) iptables: Given,
 }
 
 /// Reads a document of our own; with it the faults and the fields that nobody knows.
 pub(super) fn read_own(document: Map<String, Value>) -> (OwnFile, Vec<Fault>, Vec<String>) {
     let mut r = Reader::new(document);
     kind(&mut r, OWN_GROUP, OWN_KIND);
-    let file = OwnFile {
+    let mut file = OwnFile {
         snapshot: r.take("snapshot", "true or false"),
         snapshot_dir: r.parse("snapshotDir", values::text).map(PathBuf::from),
+        iptables: Given::default(),
     };
+    r.section("iptables", |r| {
+        file.iptables.legacy_names = r.take("legacyNames", "true or false");
+        file.iptables.variant = r.parse("variant", values::variant);
+    });
     let (faults, unknown) = r.finish();
     (file, faults, unknown)
 }
@@ -104,7 +112,6 @@ const UNUSED: &[&str] = &[
     "configSyncPeriod",
     "enableProfiling",
     "featureGates",
-    "iptables",
     "ipvs",
     "portRange",
     "showHiddenMetricsForVersion",
@@ -113,8 +120,8 @@ const UNUSED: &[&str] = &[
     "windowsRunAsService",
 ];
 
-/// Reads a document.
-pub(super) fn read(document: Map<String, Value>) -> Read {
+/// Reads a document. `flag`: the mode, where the document does not say.
+pub(super) fn read(document: Map<String, Value>, flag: Option<Mode>) -> Read {
     let mut r = Reader::new(document);
     let mut unused = Vec::new();
     kind(&mut r, GROUP, KIND);
@@ -140,14 +147,25 @@ pub(super) fn read(document: Map<String, Value>) -> Read {
         file.kubeconfig = r.parse("kubeconfig", values::text).map(PathBuf::from);
         unused.extend(r.skip(&["acceptContentTypes", "burst", "contentType", "qps"]));
     });
-    r.section("nftables", |r| {
+    // Each mode has a section of its own.
+    let (section, other) = match file.mode.or(flag) {
+        Some(Mode::Iptables) => ("iptables", "nftables"),
+        _ => ("nftables", "iptables"),
+    };
+    r.section(section, |r| {
         file.masquerade_all = r.take("masqueradeAll", "true or false");
         file.sync_period = r
             .parse("syncPeriod", values::duration)
             .filter(|period| !period.is_zero());
         file.min_sync_period = r.parse("minSyncPeriod", values::duration);
-        unused.extend(r.skip(&["masqueradeBit"]));
+        if section == "iptables" {
+            file.iptables.localhost_node_ports = r.take("localhostNodePorts", "true or false");
+            file.iptables.masquerade_bit = masquerade_bit(r);
+        } else {
+            unused.extend(r.skip(&["masqueradeBit"]));
+        }
     });
+    unused.extend(r.skip(&[other]));
     r.section("detectLocal", |r| {
         file.bridge_interface = r.parse("bridgeInterface", values::bridge);
         file.interface_prefix = r.parse("interfaceNamePrefix", values::interface_prefix);
@@ -179,6 +197,13 @@ pub(super) fn read(document: Map<String, Value>) -> Read {
     }
 }
 
+fn masquerade_bit(r: &mut Reader) -> Option<u8> {
+    let bit: u8 = r.take("masqueradeBit", "a number from 0 to 31")?;
+    values::mark_bit(bit)
+        .inspect_err(|reason| r.fault("masqueradeBit", bit, reason))
+        .ok()
+}
+
 fn oom_score_adj(r: &mut Reader) -> Option<i32> {
     let score: i32 = r.take("oomScoreAdj", "a number from -1000 to 1000")?;
     values::oom_score_adj(score)
@@ -189,6 +214,9 @@ fn oom_score_adj(r: &mut Reader) -> Option<i32> {
 fn node_port_addresses(r: &mut Reader) -> Option<NodePortAddresses> {
     let name = "nodePortAddresses";
     let texts: Vec<String> = r.take(name, "a list of networks")?;
+    if texts.is_empty() {
+        return None;
+    }
     values::node_port_addresses(&texts)
         .inspect_err(|reason| r.fault(name, format_args!("{texts:?}"), reason))
         .ok()

@@ -5,6 +5,7 @@ mod args;
 mod document;
 mod file;
 mod ignored;
+mod mode;
 mod reader;
 mod reload;
 mod sysctls;
@@ -21,13 +22,15 @@ use serde_json::{Map, Value};
 
 pub use args::Args;
 pub use ignored::Ignored;
+pub use mode::Mode;
 pub use reader::Fault;
 pub use reload::Reload;
 pub use sysctls::Conntrack;
 
-use crate::plan::{DetectLocal, Settings};
+use crate::plan::{DetectLocal, NodePortAddresses, Settings};
 use file::{File, OwnFile};
-use values::{DetectMode, Mode};
+use mode::Given;
+use values::DetectMode;
 
 /// Where metrics are served by default: for this node only.
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
@@ -55,6 +58,8 @@ pub struct Config {
     /// Serve only Services with this value of the label `service.kubernetes.io/service-proxy-name`; `None`:
     /// those without it.
     pub service_proxy_name: Option<String>,
+    /// Which packet filter carries the rules.
+    pub mode: Mode,
     /// What is asked of connection tracking.
     pub conntrack: Conntrack,
     /// This process's `oom_score_adj`.
@@ -126,8 +131,12 @@ impl Config {
             faults.extend(found);
             notes.extend((unknown.iter()).map(|field| format!("{field}: unknown, ignored")));
         }
+        let mode_flag = Flags {
+            faults: &mut faults,
+        }
+        .parse("--proxy-mode", &args.proxy_mode, values::mode);
         if let Some(document) = documents.kube_proxy {
-            let read = file::read(document);
+            let read = file::read(document, mode_flag);
             file = read.file;
             faults.extend(read.faults);
             notes.extend(
@@ -145,11 +154,24 @@ impl Config {
             faults: &mut faults,
         };
 
-        let mode = file
-            .mode
-            .or(flags.parse("--proxy-mode", &args.proxy_mode, values::mode));
-        if mode == Some(Mode::Ipvs) {
+        let mode = file.mode.or(mode_flag);
+        if mode == Some(values::Mode::Ipvs) {
             notes.push("mode ipvs: nftables mode serves in its place".to_owned());
+        }
+        let is_iptables = mode == Some(values::Mode::Iptables);
+        let given = flags.iptables(args, &file, &own);
+        if is_iptables {
+            let mut period = |flag, text| {
+                flags
+                    .parse(flag, text, values::duration)
+                    .filter(|period| !period.is_zero())
+            };
+            let full = period("--iptables-sync-period", &args.iptables_sync_period);
+            let least = period("--iptables-min-sync-period", &args.iptables_min_sync_period);
+            file.sync_period = file.sync_period.or(full);
+            file.min_sync_period = file.min_sync_period.or(least);
+        } else {
+            notes.extend(of_iptables(args).map(|flag| format!("{flag}: has no effect here")));
         }
         let detect_local = flags.detect_local(args, &mut file, &mut notes);
         let conntrack = flags.conntrack(args, &file.conntrack);
@@ -163,15 +185,24 @@ impl Config {
             let texts: Vec<_> = text.split(',').map(str::trim).collect();
             values::node_port_addresses(&texts)
         };
+        let node_ports = (file.node_port_addresses).or(flags.parse(
+            "--nodeport-addresses",
+            &args.nodeport_addresses,
+            node_port_addresses,
+        ));
+        let mode = match is_iptables {
+            true => given.mode(node_ports.as_ref()),
+            false => Mode::Nftables,
+        };
         let settings = Settings {
             detect_local,
-            node_port_addresses: (file.node_port_addresses)
-                .or(flags.parse(
-                    "--nodeport-addresses",
-                    &args.nodeport_addresses,
-                    node_port_addresses,
-                ))
-                .unwrap_or_default(),
+            node_port_addresses: match &mode {
+                // kube-proxy's default of each mode.
+                Mode::Iptables { .. } => {
+                    node_ports.unwrap_or_else(|| NodePortAddresses::In(Vec::new()))
+                }
+                Mode::Nftables => node_ports.unwrap_or_default(),
+            },
             node_ip: (file.node_ip)
                 .or(flags.parse("--bind-address", &args.bind_address, values::address))
                 .filter(|address| !address.is_unspecified()),
@@ -182,7 +213,7 @@ impl Config {
         if min_sync_period > sync_period {
             let reason = format!("must not be longer than syncPeriod, {sync_period:?}");
             flags.faults.push(Fault::new(
-                "nftables.minSyncPeriod",
+                format_args!("{}.minSyncPeriod", mode.as_str()),
                 format_args!("{min_sync_period:?}"),
                 reason,
             ));
@@ -225,6 +256,7 @@ impl Config {
                 ..agent::client::Options::new(concat!("twill-proxy/", env!("CARGO_PKG_VERSION")))
             },
             settings,
+            mode,
             service_proxy_name: file
                 .service_proxy_name
                 .or(args.service_proxy_name.clone())
@@ -318,6 +350,24 @@ impl Flags<'_> {
         })
     }
 
+    /// The choices of iptables mode.
+    fn iptables(&mut self, args: &Args, file: &File, own: &OwnFile) -> Given {
+        let bit = args.iptables_masquerade_bit;
+        let bit = self.check("--iptables-masquerade-bit", bit, values::mark_bit);
+        let variant = self.parse(
+            "--iptables-variant",
+            &args.iptables_variant,
+            values::variant,
+        );
+        Given {
+            legacy_names: own.iptables.legacy_names.or(args.iptables_legacy_names),
+            masquerade_bit: file.iptables.masquerade_bit.or(bit),
+            localhost_node_ports: (file.iptables.localhost_node_ports)
+                .or(args.iptables_localhost_nodeports),
+            variant: own.iptables.variant.or(variant),
+        }
+    }
+
     fn conntrack(&mut self, args: &Args, file: &file::FileConntrack) -> Conntrack {
         let mut duration =
             |name: &str, text: &Option<String>| self.parse(name, text, values::duration);
@@ -395,6 +445,36 @@ impl Flags<'_> {
             Some(_) => self.parse(flag, text, |text| values::listen(text, default.port())),
         }
     }
+}
+
+/// Flags of iptables mode that are given.
+fn of_iptables(args: &Args) -> impl Iterator<Item = &'static str> {
+    [
+        (
+            "--iptables-legacy-names",
+            args.iptables_legacy_names.is_some(),
+        ),
+        (
+            "--iptables-localhost-nodeports",
+            args.iptables_localhost_nodeports.is_some(),
+        ),
+        (
+            "--iptables-masquerade-bit",
+            args.iptables_masquerade_bit.is_some(),
+        ),
+        (
+            "--iptables-min-sync-period",
+            args.iptables_min_sync_period.is_some(),
+        ),
+        (
+            "--iptables-sync-period",
+            args.iptables_sync_period.is_some(),
+        ),
+        ("--iptables-variant", args.iptables_variant.is_some()),
+    ]
+    .into_iter()
+    .filter(|(_, given)| *given)
+    .map(|(flag, _)| flag)
 }
 
 /// What a file holds: kube-proxy's document, and one with what only twill-proxy knows.

@@ -199,7 +199,7 @@ clientConnection: 5",
     ));
     insta::assert_snapshot!(error, @r#"
     the configuration cannot be used:
-      mode: "kernelspace": this is a mode of another platform: want nftables
+      mode: "kernelspace": this is a mode of another platform: want nftables or iptables
       bindAddressHardFail: "perhaps": want true or false
       clusterCIDR: "10.244.0.0/33": prefix length 33 is too long for 10.244.0.0: at most 32
       nodePortAddresses: ["primary", "10.0.0.0/8"]: "primary" stands alone, or not at all
@@ -564,4 +564,64 @@ async fn a_file_that_changes_is_read_again() {
     write("nftables: {masqueradeAll: true}\nhostnameOverride: a");
     let config = tokio::time::timeout(Duration::from_secs(60), reload.next()).await;
     assert!(config.unwrap().settings.masquerade_all);
+}
+
+#[test]
+fn iptables_mode_has_a_section_and_names_of_its_own() {
+    use crate::config::Mode;
+    use crate::iptables::{Naming, NodePorts, Options, Variant};
+
+    let text = file(
+        "clusterCIDR: 10.244.0.0/16
+mode: iptables
+iptables: {masqueradeAll: true, masqueradeBit: 17, localhostNodePorts: false, syncPeriod: 10s}
+nodePortAddresses: []
+---
+apiVersion: twill.io/v1alpha1
+kind: TwillProxyConfiguration
+iptables: {legacyNames: true, variant: legacy}",
+    );
+    let config = load(&text, &["--iptables-min-sync-period=2s"]).unwrap();
+    let options = Options {
+        naming: Naming::Legacy,
+        masquerade_bit: 17,
+        localhost_node_ports: false,
+        node_ports: [NodePorts::Everywhere; 2],
+        ..Options::default()
+    };
+    let variant = Some(Variant::Legacy);
+    assert_eq!(config.mode, Mode::Iptables { options, variant });
+    assert!(config.settings.masquerade_all);
+    assert!(config.settings.node_port_addresses.needs_interfaces());
+    assert_eq!(
+        (
+            config.sync_period.as_secs(),
+            config.min_sync_period.as_secs()
+        ),
+        (10, 2)
+    );
+    assert_eq!(config.notes, [""; 0]);
+    assert_eq!(config.document()["iptables"]["masqueradeBit"], 17);
+
+    let flags = [
+        "--proxy-mode=iptables",
+        "--iptables-legacy-names",
+        "--cluster-cidr=10.0.0.0/8",
+    ];
+    let config = load("", &flags).unwrap();
+    assert!(
+        matches!(config.mode, Mode::Iptables { options, .. } if options.naming == Naming::Legacy)
+    );
+    let error = load(
+        &file("mode: iptables\niptables: {masqueradeBit: 32}"),
+        &["--iptables-variant=old"],
+    )
+    .unwrap_err()
+    .to_string();
+    for named in [
+        "iptables.masqueradeBit: 32: want a number from 0 to 31",
+        "--iptables-variant: \"old\": want nft or legacy",
+    ] {
+        assert!(error.contains(named), "{named} in {error}");
+    }
 }

@@ -6,15 +6,18 @@ use std::time::Duration;
 use agent::logging::Format;
 use hostnet::vocab::{IfName, Subnet};
 
+use crate::iptables::Variant;
 use crate::plan::NodePortAddresses;
 
-/// Which mode was asked for. There is one that it can be.
+/// Which mode was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     /// nf_tables.
     Nftables,
     /// IPVS, in whose place nf_tables serve.
     Ipvs,
+    /// kube-proxy's chains.
+    Iptables,
 }
 
 /// How pods' packets shall be told from others.
@@ -40,9 +43,26 @@ pub(super) fn mode(text: &str) -> Result<Mode, &'static str> {
     match text {
         "nftables" => Ok(Mode::Nftables),
         "ipvs" => Ok(Mode::Ipvs),
-        "iptables" => Err("iptables mode is not provided: want nftables"),
-        "kernelspace" => Err("this is a mode of another platform: want nftables"),
-        _ => Err("want nftables"),
+        "iptables" => Ok(Mode::Iptables),
+        "kernelspace" => Err("this is a mode of another platform: want nftables or iptables"),
+        _ => Err("want nftables or iptables"),
+    }
+}
+
+/// One of the kernel's two iptables.
+pub(super) fn variant(text: &str) -> Result<Variant, &'static str> {
+    [Variant::Nft, Variant::Legacy]
+        .into_iter()
+        .find(|variant| variant.as_str() == text)
+        .ok_or("want nft or legacy")
+}
+
+/// A bit of the packet mark.
+pub(super) fn mark_bit(bit: u8) -> Result<u8, &'static str> {
+    if bit < 32 {
+        Ok(bit)
+    } else {
+        Err("want a number from 0 to 31")
     }
 }
 

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 
 use hostnet::nft::Change;
-use hostnet::sysctl::Sysctl;
+use hostnet::sysctl::{Sysctl, SysctlError};
 use hostnet::vocab::Family;
 
 use super::diff;
@@ -29,6 +29,7 @@ pub struct IptablesBackend {
     states: [Option<FamilyRuleset>; 2],
     /// Processes that changed something for us.
     ours: VecDeque<u32>,
+    told_of_localnet: bool,
 }
 
 /// Why a call failed.
@@ -45,11 +46,6 @@ pub enum IptablesError {
     /// Changes were asked for after an error, or before the first full pass.
     #[error("what the chains of {0} services hold is not known: a full pass has to come first")]
     Unknown(Family),
-    /// A switch of the kernel has the wrong value.
-    #[error(
-        "node ports cannot answer at 127.0.0.1; set iptables.localhostNodePorts to false if they need not"
-    )]
-    Localnet(#[from] hostnet::sysctl::SysctlError),
 }
 
 impl IptablesBackend {
@@ -60,6 +56,7 @@ impl IptablesBackend {
             programs: Programs::new(variant),
             states: [None, None],
             ours: VecDeque::new(),
+            told_of_localnet: false,
         }
     }
 
@@ -92,6 +89,21 @@ impl IptablesBackend {
         Ok(ops)
     }
 
+    /// What [`Backend::replace`] would apply: IPv4, IPv6. Changes nothing.
+    ///
+    /// # Errors
+    /// [`IptablesError::Program`].
+    pub fn difference(&self, ruleset: &Ruleset) -> Result<[String; 2], IptablesError> {
+        let of = |family| -> Result<String, IptablesError> {
+            let saved = (self.programs.save(family))
+                .map_err(|source| IptablesError::Program { family, source })?;
+            let rules = ruleset.family(family);
+            let context = Context::new(family, &self.options, rules);
+            Ok(diff::full(&context, rules, &Saved::parse(&saved)).to_string())
+        };
+        Ok([of(Family::V4)?, of(Family::V6)?])
+    }
+
     /// Applies the document, and returns how many changes it makes.
     fn send(&mut self, family: Family, script: &Script) -> Result<usize, ProgramError> {
         if script.is_empty() {
@@ -108,12 +120,19 @@ impl IptablesBackend {
         Ok(script.ops())
     }
 
-    /// Lets the kernel route what goes from this node's loopback to pods.
-    fn let_localnet_out(&self) -> Result<(), IptablesError> {
-        if self.options.serves_loopback(Family::V4) {
-            Sysctl::default().ensure("ipv4/conf/all/route_localnet", "1")?;
+    /// Lets the kernel route what goes from this node's loopback to pods. Where `/proc/sys` may not be written, as in
+    /// most containers, all other rules work without.
+    fn let_localnet_out(&mut self) {
+        if let Err(error) = route_localnet(&self.options)
+            && !std::mem::replace(&mut self.told_of_localnet, true)
+        {
+            let error = crate::run::chain(&error);
+            tracing::warn!(
+                error,
+                "node ports do not answer at 127.0.0.1: set net.ipv4.conf.all.route_localnet=1 on the node, run \
+                 twill-proxy --init-only with all rights first, or set iptables.localhostNodePorts to false"
+            );
         }
-        Ok(())
     }
 }
 
@@ -127,7 +146,7 @@ impl Backend for IptablesBackend {
                 .replace_family(family, ruleset.family(family))
                 .map_err(|source| IptablesError::Program { family, source })?;
         }
-        self.let_localnet_out()?;
+        self.let_localnet_out();
         Ok(applied(ops))
     }
 
@@ -178,6 +197,10 @@ impl Backend for IptablesBackend {
             && change.tables.iter().any(touches)
     }
 
+    fn shares_tables(&self) -> bool {
+        true
+    }
+
     fn cleanup(&mut self) -> Result<Applied, IptablesError> {
         let mut ops = 0;
         for family in Family::ALL {
@@ -191,6 +214,18 @@ impl Backend for IptablesBackend {
         }
         Ok(applied(ops))
     }
+}
+
+/// Where node ports answer at 127.0.0.1, lets the kernel route what comes from there to pods. Returns whether it did
+/// not before.
+///
+/// # Errors
+/// `/proc/sys` may not be written.
+pub fn route_localnet(options: &Options) -> Result<bool, SysctlError> {
+    if !options.serves_loopback(Family::V4) {
+        return Ok(false);
+    }
+    Sysctl::default().ensure("ipv4/conf/all/route_localnet", "1")
 }
 
 fn applied(ops: usize) -> Applied {

@@ -3,27 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::fixed::Context;
-use super::names::{
-    CANARY, Chain, EXTERNAL_SERVICES, FIREWALL, FORWARD, KUBELET_CANARY, MARK_MASQ, NODE_PORTS,
-    POSTROUTING, PROXY_FIREWALL, SERVICES, is_of_port,
-};
+use super::leftovers::is_proxys;
+use super::names::{Chain, KUBELET_CANARY, SERVICES, is_of_port, is_shared};
 use super::port::Port;
 use super::rule::Rule;
 use super::saved::{Saved, target};
 use super::script::{Place, Script, Table, lines};
 use crate::plan::{FamilyRuleset, PortKey};
-
-/// Shared chains that are a proxy's alone.
-const SHARED: [&str; 8] = [
-    SERVICES,
-    NODE_PORTS,
-    POSTROUTING,
-    MARK_MASQ,
-    EXTERNAL_SERVICES,
-    FORWARD,
-    PROXY_FIREWALL,
-    CANARY,
-];
 
 /// Makes the kernel hold these rules, and nothing of ours besides. Empty if it does.
 pub(super) fn full(context: &Context<'_>, rules: &FamilyRuleset, saved: &Saved<'_>) -> Script {
@@ -110,9 +96,7 @@ pub(super) fn cleanup(saved: &Saved<'_>) -> Script {
     let mut script = Script::default();
     // Where there is a kubelet, that chain is the kubelet's too.
     let has_kubelet = (saved.rules(Table::Mangle, KUBELET_CANARY)).is_some();
-    let is_ours = |chain: &str| {
-        SHARED.contains(&chain) || is_of_port(chain) || chain == FIREWALL && !has_kubelet
-    };
+    let is_ours = |chain: &str| is_proxys(chain, has_kubelet);
     for table in Table::ALL {
         let (ours, others): (Vec<_>, Vec<_>) =
             saved.chains(table).partition(|chain| is_ours(chain));
@@ -174,7 +158,7 @@ fn jumps(context: &Context<'_>, saved: &Saved<'_>, script: &mut Script) {
                 None => missing.push(rule),
             }
         }
-        let is_ours = |line: &&str| target(line).is_some_and(|chain| SHARED.contains(&chain));
+        let is_ours = |line: &&str| target(line).is_some_and(is_shared);
         for extra in there.into_iter().filter(is_ours) {
             script.remove(table, extra);
         }

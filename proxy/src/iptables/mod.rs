@@ -21,6 +21,7 @@
 mod apply;
 mod diff;
 mod fixed;
+pub mod leftovers;
 mod names;
 mod options;
 mod port;
@@ -33,7 +34,7 @@ mod tests;
 
 use hostnet::vocab::Family;
 
-pub use apply::{IptablesBackend, IptablesError};
+pub use apply::{IptablesBackend, IptablesError, route_localnet};
 pub use names::Naming;
 pub use options::{NodePorts, Options};
 pub use program::{ProgramError, Variant};

@@ -31,6 +31,18 @@ pub(super) const CANARY: &str = "KUBE-PROXY-CANARY";
 /// The kubelet's canary, which tells that a kubelet keeps chains of its own here.
 pub(super) const KUBELET_CANARY: &str = "KUBE-KUBELET-CANARY";
 
+/// Shared chains that are a proxy's alone.
+const SHARED: [&str; 8] = [
+    SERVICES,
+    NODE_PORTS,
+    POSTROUTING,
+    MARK_MASQ,
+    EXTERNAL_SERVICES,
+    FORWARD,
+    PROXY_FIREWALL,
+    CANARY,
+];
+
 /// All that a service port's chains may begin with, also in the other naming.
 const PREFIXES: [&str; 6] = [
     "KUBE-SVC-",
@@ -112,6 +124,11 @@ impl Chains {
         let hash = hash(&format!("{}{}", self.hashed, endpoint.socket()));
         format!("KUBE-SEP-{hash}").into()
     }
+}
+
+/// Whether a chain is one that all service ports share, and that nobody but a proxy has.
+pub(super) fn is_shared(chain: &str) -> bool {
+    SHARED.contains(&chain)
 }
 
 /// Whether a chain is one of a service port, whichever naming made it.
