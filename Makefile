@@ -17,9 +17,9 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 help:
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-9s %s\n' "$$target" "$$what"; done
 
-demo: prepare ## A packet's whole way, each line read from the kernel (KEEP=1 leaves the lab standing)
+demo: prepare ## A packet's whole way, each line read from the kernel (MODE=iptables: with kube-proxy's chains; KEEP=1 leaves the lab standing)
 	@$(STEP) "building Twill" cargo build --release --workspace --bins
-	@target/release/lab demo $(if $(KEEP),--keep)
+	@target/release/lab demo $(if $(KEEP),--keep) $(if $(MODE),--mode $(MODE))
 
 test: prepare ## All tests: unit, property, and end to end with real packets
 	@$(STEP) "building the binaries" cargo build --workspace --bins

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 const TOOLS: &[(&str, &str)] = &[
     ("bridge", "iproute2"),
     ("ip", "iproute2"),
+    ("iptables-save", "iptables"),
     ("nft", "nftables"),
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),

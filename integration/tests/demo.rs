@@ -4,9 +4,21 @@ use std::process::Command;
 
 #[test]
 fn every_line_is_true() {
+    let told = tell("nftables");
+    assert!(told.contains("nft list map ip twill-proxy vips"));
+}
+
+#[test]
+fn every_line_is_true_of_the_chains_of_old() {
+    let told = tell("iptables");
+    assert!(told.contains("-j KUBE-SVC-5MRENC7Q6ZQR6GKR"));
+}
+
+fn tell(mode: &str) -> String {
     integration::programs::binaries().unwrap();
+    let name = format!("demo-{}-{}", &mode[..3], std::process::id());
     let demo = Command::new(env!("CARGO_BIN_EXE_lab"))
-        .args(["demo", "--lab", &format!("demo-{}", std::process::id())])
+        .args(["demo", "--lab", &name, "--mode", mode])
         .output()
         .unwrap();
     let told = String::from_utf8(demo.stdout).unwrap();
@@ -20,4 +32,5 @@ fn every_line_is_true() {
         assert!(told.contains(line), "{line:?} is not in\n{told}");
     }
     assert!(!told.contains('\x1b'), "no colours in a pipe");
+    told
 }

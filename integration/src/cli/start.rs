@@ -34,6 +34,9 @@ pub(super) struct Demo {
     /// Leave the lab standing afterwards, and tell how to look around.
     #[arg(long)]
     keep: bool,
+    /// How twill-proxy programs the nodes.
+    #[arg(long, value_enum, default_value_t)]
+    mode: demo::Mode,
 }
 
 impl Up {
@@ -67,7 +70,7 @@ impl Up {
 impl Demo {
     pub(super) fn run(self) -> Result<ExitCode> {
         let start = Instant::now();
-        let mut builder = demo::nodes(Lab::builder())?
+        let mut builder = demo::nodes(Lab::builder(), self.mode)?
             .name(self.which.lab.clone())
             .progress(Progress::shown());
         if self.keep {
@@ -75,7 +78,7 @@ impl Demo {
         }
         let lab = builder.up()?;
         let mut page = Page::stdout();
-        let demo = demo::Demo::start(&lab)?;
+        let demo = demo::Demo::start(&lab, self.mode)?;
         demo.tell(&lab, &mut page)?;
         page.verdict(start.elapsed())?;
         if self.keep {

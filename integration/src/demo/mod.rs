@@ -4,6 +4,7 @@
 
 mod cluster;
 mod expect;
+mod iptables;
 mod packets;
 mod page;
 mod story;
@@ -11,22 +12,40 @@ mod story;
 use anyhow::Result;
 
 use crate::lab::{Builder, Lab};
+use crate::node::Daemon;
 use cluster::{CLUSTER_IP, Cluster, NODE_PORT, SERVICE_PORT};
 
 pub use page::Page;
 
+/// How twill-proxy programs the nodes of the example.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// As elements of maps.
+    #[default]
+    Nftables,
+    /// As kube-proxy's chains, with their names of 2019.
+    Iptables,
+}
+
 /// The nodes of the example.
-pub fn nodes(builder: Builder) -> Result<Builder> {
-    cluster::nodes(builder)
+pub fn nodes(builder: Builder, mode: Mode) -> Result<Builder> {
+    let builder = cluster::nodes(builder)?;
+    Ok(match mode {
+        Mode::Nftables => builder,
+        Mode::Iptables => builder.arguments(
+            Daemon::Proxy,
+            &["--proxy-mode=iptables", "--iptables-legacy-names"],
+        ),
+    })
 }
 
 /// The example, running in a lab with its [`nodes`].
-pub struct Demo(Cluster);
+pub struct Demo(Cluster, Mode);
 
 impl Demo {
     /// Starts the example's pods and Services.
-    pub fn start(lab: &Lab) -> Result<Demo> {
-        Ok(Demo(Cluster::start(lab)?))
+    pub fn start(lab: &Lab, mode: Mode) -> Result<Demo> {
+        Ok(Demo(Cluster::start(lab)?, mode))
     }
 
     /// Tells the story on a page.
@@ -44,7 +63,7 @@ impl Demo {
             pod.address(),
             pod.node()
         ))?;
-        story::tell(lab, &self.0, page)?;
+        story::tell(lab, &self.0, self.1, page)?;
         packets::send(lab, &self.0, page)
     }
 

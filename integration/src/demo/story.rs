@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use super::Mode;
 use super::cluster::{
     CLUSTER_IP, Cluster, MASTER, NODE_1, NODE_2, NODE_PORT, NODES, POD_IP, POD_PORT, SERVICE_PORT,
     SERVICE_PORTS,
@@ -17,19 +18,24 @@ use crate::node::Node;
 const TABLE: &str = "ip twill-proxy";
 
 /// Tells it on `page`.
-pub(super) fn tell(lab: &Lab, cluster: &Cluster, page: &mut Page) -> Result<()> {
+pub(super) fn tell(lab: &Lab, cluster: &Cluster, mode: Mode, page: &mut Page) -> Result<()> {
     let mut story = Story { lab, page };
-    story.hooks()?;
-    story.cluster_ips()?;
-    story.node_ports()?;
-    story.endpoints()?;
+    match mode {
+        Mode::Nftables => {
+            story.hooks()?;
+            story.cluster_ips()?;
+            story.node_ports()?;
+            story.endpoints()?;
+        }
+        Mode::Iptables => story.chains()?,
+    }
     story.pods_node(cluster)?;
     story.other_nodes()
 }
 
-struct Story<'a> {
+pub(super) struct Story<'a> {
     lab: &'a Lab,
-    page: &'a mut Page,
+    pub(super) page: &'a mut Page,
 }
 
 impl Story<'_> {
@@ -255,12 +261,17 @@ impl Story<'_> {
         )
     }
 
-    fn machine(&self, node: &str) -> Result<Machine> {
+    pub(super) fn machine(&self, node: &str) -> Result<Machine> {
         Ok(self.lab.node(node)?.machine().clone())
     }
 
     /// Runs a command on a machine and checks its output for lines.
-    fn look(&mut self, machine: &Machine, command: &str, expected: &[Expected]) -> Result<()> {
+    pub(super) fn look(
+        &mut self,
+        machine: &Machine,
+        command: &str,
+        expected: &[Expected],
+    ) -> Result<()> {
         self.page.prompt(machine.name(), command)?;
         let shown = machine
             .run(command)

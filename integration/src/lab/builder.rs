@@ -27,6 +27,7 @@ pub struct Builder {
     nodes: Vec<NodeSpec>,
     programs: Vec<Program>,
     daemons: Vec<Daemon>,
+    arguments: Vec<(Daemon, Vec<String>)>,
     net_conf: Option<String>,
     progress: Progress,
 }
@@ -44,6 +45,7 @@ impl Builder {
             nodes: Vec::new(),
             programs: Program::CONTROL_PLANE.to_vec(),
             daemons: Daemon::ALL.to_vec(),
+            arguments: Vec::new(),
             net_conf: None,
             progress: Progress::hidden(),
         }
@@ -67,6 +69,13 @@ impl Builder {
     /// Which daemons are started on every node: all, unless this says otherwise.
     pub fn daemons(mut self, daemons: &[Daemon]) -> Builder {
         self.daemons = daemons.to_vec();
+        self
+    }
+
+    /// Further arguments of a daemon.
+    pub fn arguments(mut self, daemon: Daemon, arguments: &[&str]) -> Builder {
+        let arguments = arguments.iter().map(|&argument| argument.to_owned());
+        self.arguments.push((daemon, arguments.collect()));
         self
     }
 
@@ -146,7 +155,7 @@ impl Builder {
         let step = self
             .progress
             .step(format!("daemons of {} nodes", self.nodes.len()));
-        lab.start_daemons(&self.daemons)?;
+        lab.start_daemons(&self.daemons, &self.arguments)?;
         step.done();
         Ok(lab)
     }
@@ -195,11 +204,21 @@ impl Lab {
         Ok(())
     }
 
-    fn start_daemons(&mut self, daemons: &[Daemon]) -> Result<()> {
+    fn start_daemons(
+        &mut self,
+        daemons: &[Daemon],
+        arguments: &[(Daemon, Vec<String>)],
+    ) -> Result<()> {
+        let further = |daemon| -> Vec<&str> {
+            (arguments.iter())
+                .filter(|(of, _)| *of == daemon)
+                .flat_map(|(_, arguments)| arguments.iter().map(String::as_str))
+                .collect()
+        };
         for node in &self.nodes {
             for &daemon in daemons {
                 node.provide(daemon, &self.control_plane, &self.net_conf)?;
-                node.start(daemon)?;
+                node.start_with(daemon, &further(daemon))?;
             }
         }
         for node in &self.nodes {
