@@ -200,7 +200,7 @@ fn absent_is_empty(result: Result<(), Error>) -> Result<(), Error> {
     }
 }
 
-fn decode_rule(attrs: Attrs<'_>) -> Rule {
+pub(super) fn decode_rule(attrs: Attrs<'_>) -> Rule {
     let exprs = attrs.nest(rule::EXPRESSIONS).unwrap_or(Attrs(&[]));
     Rule {
         exprs: (exprs.into_iter())
@@ -354,23 +354,29 @@ fn shared(names: &mut BTreeSet<Name>, name: &str) -> Name {
     new
 }
 
+/// Where packets enter a chain; None if they do not, or at a hook or by a type that is not modelled.
+pub(super) fn decode_base(attrs: Attrs<'_>) -> Option<Base> {
+    let hook = attrs.nest(chain::HOOK)?;
+    Some(Base {
+        kind: match attrs.str(chain::TYPE)? {
+            "nat" => ChainKind::Nat,
+            "filter" => ChainKind::Filter,
+            _ => return None,
+        },
+        hook: Hook::from_number(hook.be32(chain::HOOK_NUM)?)?,
+        priority: hook.be32(chain::HOOK_PRIORITY)? as i32,
+        policy: match attrs.be32(chain::POLICY)? as i32 {
+            wire::data::DROP => Policy::Drop,
+            _ => Policy::Accept,
+        },
+    })
+}
+
 /// None for a chain that is not like any of ours.
 fn decode_chain(attrs: Attrs<'_>) -> Option<Chain> {
     let base = match attrs.nest(chain::HOOK) {
         None => None,
-        Some(hook) => Some(Base {
-            kind: match attrs.str(chain::TYPE)? {
-                "nat" => ChainKind::Nat,
-                "filter" => ChainKind::Filter,
-                _ => return None,
-            },
-            hook: Hook::from_number(hook.be32(chain::HOOK_NUM)?)?,
-            priority: hook.be32(chain::HOOK_PRIORITY)? as i32,
-            policy: match attrs.be32(chain::POLICY)? as i32 {
-                wire::data::DROP => Policy::Drop,
-                _ => Policy::Accept,
-            },
-        }),
+        Some(_) => Some(decode_base(attrs)?),
     };
     // An anonymous chain, or one that hardware shall run.
     let is_special = attrs.be32(chain::FLAGS).unwrap_or(0) & !chain::F_BASE != 0;
@@ -383,7 +389,7 @@ fn decode_chain(attrs: Attrs<'_>) -> Option<Chain> {
 }
 
 /// Sends a request to read, and hands each answer on until the last.
-fn request(
+pub(super) fn request(
     socket: &mut Socket,
     kind: u8,
     flags: u16,

@@ -24,6 +24,7 @@ mod expr;
 mod foreign;
 #[cfg(test)]
 mod golden;
+mod lookup;
 #[cfg(any(test, feature = "testkit"))]
 pub mod model;
 mod monitor;
@@ -45,6 +46,7 @@ pub use expr::{
     Verdict, goto, jump,
 };
 pub use foreign::ForwardChain;
+pub use lookup::{AnyTable, BaseChain};
 pub use monitor::{Change, Monitor};
 pub use rule::Rule;
 pub use selector::{CT_DNAT, CT_ESTABLISHED, CT_NEW, CT_RELATED, FIB_LOCAL, Selector};

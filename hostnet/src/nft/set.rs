@@ -365,6 +365,11 @@ impl ElementReader {
         }
     }
 
+    /// The element that was asked for, as its key is in the kernel.
+    pub(super) fn first(self) -> Option<(Key, Element)> {
+        self.set.elements.into_iter().next()
+    }
+
     /// The set, after the last message.
     pub(super) fn finish(mut self) -> Set {
         let decl = &self.set.decl;

@@ -404,6 +404,16 @@ impl Key {
         Key(bytes.into())
     }
 
+    /// A key as it lies in registers: each field padded to four bytes if there are several.
+    pub fn from_bytes(bytes: &[u8]) -> Key {
+        Key(bytes.into())
+    }
+
+    /// The bytes of [`Key::from_bytes`].
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Whether the last fields are these: a port at one address and the same port at all of them.
     pub fn ends_with(&self, fields: &Key) -> bool {
         self.0.ends_with(&fields.0)

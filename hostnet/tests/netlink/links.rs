@@ -216,3 +216,14 @@ fn a_links_changes_are_read_back() {
     assert_eq!((d0.up, d0.master), (false, None));
     assert_eq!(conf("rp_filter").trim(), "0");
 }
+
+#[test]
+fn links_are_counted() {
+    let (_ns, mut rtnl) = private();
+    let lo = rtnl.link(name("lo")).unwrap().unwrap();
+    let counters = rtnl.counters().unwrap();
+    assert!(
+        counters.iter().any(|(index, _)| *index == lo.index),
+        "{counters:?}"
+    );
+}

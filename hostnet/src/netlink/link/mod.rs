@@ -2,6 +2,7 @@
 //! the sibling modules, whose functions are found here.
 
 mod change;
+mod counters;
 mod create;
 mod decode;
 
@@ -15,6 +16,7 @@ use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 pub use self::change::{
     BridgePort, Change, Ipv4Conf, change, delete, set_bridge, set_port, set_vxlan,
 };
+pub use self::counters::Counters;
 pub use self::create::{NewLink, NewPeer, create};
 use super::{Result, Rtnl};
 use crate::netns::NetNs;

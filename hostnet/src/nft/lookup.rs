@@ -1,0 +1,263 @@
+//! Reading by name and key, where a dump of a whole table would be too much: single elements, the rules of one
+//! chain, the base chains of a hook. For programs that follow one packet.
+
+use std::fmt;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::dump::{decode_base, decode_rule, request};
+use super::rule::Rule;
+use super::selector::family_word;
+use super::set::{Element, ElementReader, SetDecl};
+use super::show::{RuleText, element as write_element};
+use super::table::Base;
+use super::types::{Key, KeyType, Name};
+use super::wire::{self, Message, Writer, chain, data, elem, msg, rule, set};
+use super::{Error, Nft, TableId};
+use crate::vocab::Family;
+
+/// A table of anybody's, also of the family `inet`, which sees both. `Display` is nft's way to name it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AnyTable {
+    /// The family; `None` for `inet`.
+    pub family: Option<Family>,
+    /// Its name.
+    pub name: Name,
+}
+
+impl AnyTable {
+    fn nfproto(&self) -> u8 {
+        self.family.map_or(wire::NFPROTO_INET, wire::nfproto)
+    }
+}
+
+impl From<TableId> for AnyTable {
+    fn from(id: TableId) -> AnyTable {
+        AnyTable {
+            family: Some(id.family),
+            name: id.name,
+        }
+    }
+}
+
+impl fmt::Display for AnyTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = self.family.map_or("inet", family_word);
+        write!(f, "{family} {}", self.name)
+    }
+}
+
+/// A chain that packets enter at a hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseChain {
+    /// The table that it is in.
+    pub table: AnyTable,
+    /// Its name.
+    pub name: Name,
+    /// Where packets enter it.
+    pub base: Base,
+}
+
+impl KeyType {
+    /// How many bytes of registers a key takes.
+    pub fn width(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Rule {
+    /// The rule in nft's syntax, as in a table of this family.
+    pub fn show(&self, family: Family) -> impl fmt::Display + '_ {
+        RuleText { rule: self, family }
+    }
+}
+
+impl SetDecl {
+    /// An element of it in nft's syntax: `10.96.0.10 . udp . 53 comment "…" : goto lb-1`.
+    pub fn show<'a>(&'a self, key: &'a Key, element: &'a Element) -> impl fmt::Display + 'a {
+        struct Shown<'a>(&'a SetDecl, &'a Key, &'a Element);
+        impl fmt::Display for Shown<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write_element(f, self.0, self.1, self.2)
+            }
+        }
+        Shown(self, key, element)
+    }
+}
+
+impl Nft {
+    /// All base chains of type filter and nat that see IP packets, whosever they are.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Socket`].
+    pub fn base_chains(&mut self) -> Result<Vec<BaseChain>, Error> {
+        let families = [Some(Family::V4), Some(Family::V6), None];
+        let mut chains = Vec::new();
+        for family in families {
+            let nfproto = family.map_or(wire::NFPROTO_INET, wire::nfproto);
+            let each = |message: &Message<'_>| {
+                let attrs = message.attrs();
+                let names = (attrs.str(chain::TABLE), attrs.str(chain::NAME));
+                if let ((Some(table), Some(name)), Some(base)) = (names, decode_base(attrs)) {
+                    let table = AnyTable {
+                        family,
+                        name: table.into(),
+                    };
+                    let name = name.into();
+                    chains.push(BaseChain { table, name, base });
+                }
+            };
+            let (kind, what) = (msg::GETCHAIN, "chains");
+            request(
+                &mut self.socket,
+                kind,
+                wire::F_DUMP,
+                nfproto,
+                what,
+                |_| {},
+                each,
+            )?;
+        }
+        Ok(chains)
+    }
+
+    /// The rules of one chain, in order; none if there is no such chain.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Socket`].
+    pub fn rules(&mut self, table: &AnyTable, of: &str) -> Result<Vec<Rule>, Error> {
+        let mut rules = Vec::new();
+        let ask = |w: &mut Writer| {
+            w.str(rule::TABLE, &table.name);
+            w.str(rule::CHAIN, of);
+        };
+        let each = |message: &Message<'_>| {
+            let attrs = message.attrs();
+            if attrs.str(rule::TABLE) == Some(&*table.name) && attrs.str(rule::CHAIN) == Some(of) {
+                rules.push(decode_rule(attrs));
+            }
+        };
+        let (nfproto, what) = (table.nfproto(), format!("rules of {table} {of}"));
+        let asked = request(
+            &mut self.socket,
+            msg::GETRULE,
+            wire::F_DUMP,
+            nfproto,
+            &what,
+            ask,
+            each,
+        );
+        absent(asked)?;
+        Ok(rules)
+    }
+
+    /// The declaration of a set or map; `None` if there is none of the name, or one that this crate cannot describe.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Socket`].
+    pub fn declaration(
+        &mut self,
+        table: &AnyTable,
+        name: &str,
+    ) -> Result<Option<Arc<SetDecl>>, Error> {
+        let mut decl = None;
+        let ask = |w: &mut Writer| {
+            w.str(set::TABLE, &table.name);
+            w.str(set::NAME, name);
+        };
+        let what = format!("set {table} {name}");
+        let asked = request(
+            &mut self.socket,
+            msg::GETSET,
+            wire::F_ACK,
+            table.nfproto(),
+            &what,
+            ask,
+            |message| decl = SetDecl::decode(message.attrs()).map(Arc::new),
+        );
+        absent(asked)?;
+        Ok(decl)
+    }
+
+    /// The element that a packet with this key finds; of a set of ranges the one that covers the key. `None` if there
+    /// is none. The kernel looks it up as it does for packets: the cost does not depend on the set's size.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Socket`].
+    pub fn element(
+        &mut self,
+        table: &AnyTable,
+        decl: &Arc<SetDecl>,
+        key: &Key,
+    ) -> Result<Option<(Key, Element)>, Error> {
+        let mut reader = ElementReader::new(SetDecl::clone(decl));
+        let ask = |w: &mut Writer| {
+            w.str(elem::TABLE, &table.name);
+            w.str(elem::SET, &decl.name);
+            w.nest(elem::LIST, |w| {
+                w.nest(elem::LIST_ELEM, |w| {
+                    w.nest(elem::KEY, |w| w.bytes(data::VALUE, key.as_bytes()));
+                });
+            });
+        };
+        let what = format!("an element of {table} {}", decl.name);
+        let asked = request(
+            &mut self.socket,
+            msg::GETSETELEM,
+            wire::F_ACK,
+            table.nfproto(),
+            &what,
+            ask,
+            |message| {
+                if let Some(list) = message.attrs().nest(elem::LIST) {
+                    reader.read(list, &mut |chain| chain.into());
+                }
+            },
+        );
+        absent(asked)?;
+        Ok(reader.first())
+    }
+
+    /// All elements of one set or map; none if there is no such set.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Socket`].
+    pub fn elements(
+        &mut self,
+        table: &AnyTable,
+        decl: &Arc<SetDecl>,
+    ) -> Result<Vec<(Key, Element)>, Error> {
+        let mut reader = ElementReader::new(SetDecl::clone(decl));
+        let ask = |w: &mut Writer| {
+            w.str(elem::TABLE, &table.name);
+            w.str(elem::SET, &decl.name);
+        };
+        let what = format!("elements of {table} {}", decl.name);
+        let asked = request(
+            &mut self.socket,
+            msg::GETSETELEM,
+            wire::F_DUMP,
+            table.nfproto(),
+            &what,
+            ask,
+            |message| {
+                if let Some(list) = message.attrs().nest(elem::LIST) {
+                    reader.read(list, &mut |chain| chain.into());
+                }
+            },
+        );
+        absent(asked)?;
+        Ok(reader.finish().elements.into_iter().collect())
+    }
+}
+
+fn absent(asked: Result<(), Error>) -> Result<(), Error> {
+    match asked {
+        Err(Error::Read {
+            errno: Errno::ENOENT,
+            ..
+        }) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,77 @@
+//! Single elements are found by key, as packets find them.
+
+use std::net::IpAddr;
+
+use hostnet::nft::{AnyTable, BaseChain, Hook, Key, TableId, diff};
+use hostnet::vocab::Family;
+
+use crate::support::{Space, everything};
+
+#[test]
+fn every_element_is_found_by_its_key_and_no_other() {
+    for family in Family::ALL {
+        let table = everything(family);
+        let mut space = Space::new();
+        space.nft.apply(&diff(None, &table)).unwrap();
+        let id = AnyTable::from(table.id.clone());
+        let mut found = 0;
+        for (name, set) in &table.sets {
+            let decl = space.nft.declaration(&id, name).unwrap().unwrap();
+            assert_eq!(decl, set.decl);
+            for (key, element) in &set.elements {
+                // Of a range any key inside finds it; its first bytes are the first key.
+                let asked = Key::from_bytes(&key.as_bytes()[..decl.key.width()]);
+                let (_, got) = space.nft.element(&id, &decl, &asked).unwrap().unwrap();
+                assert_eq!(got, *element, "{name} {}", decl.key.show(key));
+                found += 1;
+            }
+            let nothing = Key::from_bytes(&vec![0xfe; decl.key.width()]);
+            assert_eq!(
+                space.nft.element(&id, &decl, &nothing).unwrap(),
+                None,
+                "{name}"
+            );
+            let all = space.nft.elements(&id, &decl).unwrap();
+            if !decl.dynamic {
+                assert!(all.into_iter().eq(set.elements.clone()), "{name}");
+            }
+        }
+        assert!(found > 5, "the table has elements");
+        for (name, chain) in &table.chains {
+            assert_eq!(space.nft.rules(&id, name).unwrap(), chain.rules);
+        }
+        let bases = table.chains.values().filter(|chain| chain.base.is_some());
+        assert_eq!(space.nft.base_chains().unwrap().len(), bases.count());
+        assert_eq!(space.nft.declaration(&id, "none").unwrap(), None);
+        assert_eq!(space.nft.rules(&id, "none").unwrap(), []);
+    }
+}
+
+#[test]
+fn tables_of_family_inet_are_read_too() {
+    let mut space = Space::loaded(
+        "table inet wall {
+           set bad { type ipv4_addr; elements = { 192.0.2.9 }; }
+           chain forward { type filter hook forward priority 0; policy drop; ip saddr @bad drop; }
+         }",
+    );
+    let chains = space.nft.base_chains().unwrap();
+    let [BaseChain { table, name, base }] = &chains[..] else {
+        panic!("{chains:?}")
+    };
+    assert_eq!(
+        (table.to_string().as_str(), &**name),
+        ("inet wall", "forward")
+    );
+    assert_eq!(base.hook, Hook::Forward);
+    assert_eq!(space.nft.rules(table, name).unwrap().len(), 1);
+    let decl = space.nft.declaration(table, "bad").unwrap().unwrap();
+    let find = |space: &mut Space, addr: [u8; 4]| {
+        let key = Key::from(IpAddr::from(addr));
+        space.nft.element(table, &decl, &key).unwrap().is_some()
+    };
+    assert!(find(&mut space, [192, 0, 2, 9]));
+    assert!(!find(&mut space, [192, 0, 2, 8]));
+    let absent = AnyTable::from(TableId::new(Family::V4, "absent"));
+    assert_eq!(space.nft.rules(&absent, "x").unwrap(), []);
+}
