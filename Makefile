@@ -37,8 +37,8 @@ bench: prepare ## The figures of the README, beside the programs that Twill repl
 
 dist: prepare ## The static binaries of the image, in target/x86_64-unknown-linux-gnu/dist
 	@RUSTFLAGS="-C target-feature=+crt-static -C strip=symbols" $(STEP) "building the static binaries" \
-		cargo build --profile dist --target $(TARGET) -p cni-plugin -p flanneld -p proxy --bins
-	@cd target/$(TARGET)/dist && ls -l --block-size=K twill-cni flanneld twill-proxy
+		cargo build --profile dist --target $(TARGET) -p cni-plugin -p flanneld -p proxy -p cli --bins
+	@cd target/$(TARGET)/dist && ls -l --block-size=K twill-cni flanneld twill-proxy twill
 
 images: dist ## The image of the DaemonSets, in target/images/twill.tar, to load into a cluster's nodes
 	@manifests/image/build target/$(TARGET)/dist $(VERSION) target/images/twill.tar

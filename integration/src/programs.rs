@@ -19,7 +19,7 @@ const TOOLS: &[(&str, &str)] = &[
 ];
 
 /// This workspace's binaries, as the lab runs them.
-const BINARIES: &[&str] = &["lab", "flanneld", "twill-cni", "twill-proxy"];
+const BINARIES: &[&str] = &["lab", "flanneld", "twill-cni", "twill-proxy", "twill"];
 
 /// Fails with one line if this machine cannot run a lab: no root, or a tool is missing.
 pub fn check_host() -> Result<()> {

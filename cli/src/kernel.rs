@@ -1,0 +1,251 @@
+//! The kernel's answers to the questions of a [`View`]. Each is asked once in a run: a table of thousands of elements
+//! is never dumped to follow one packet, and what is asked again is remembered.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cni_plugin::record::{Record, Records};
+use hostnet::netlink::link::Counters;
+use hostnet::netlink::route::{self, TABLE_MAIN};
+use hostnet::netlink::{Addr, FdbEntry, Link, Neigh, Route, Rtnl};
+use hostnet::netns::NetNs;
+use hostnet::nft::{AnyTable, BaseChain, Element, Key, Nft, Proto, Rule, SetDecl};
+use hostnet::sysctl::Sysctl;
+use hostnet::vocab::Family;
+
+use crate::view::{Result, View};
+
+/// The kernel's state of one network namespace.
+#[derive(Debug)]
+pub struct Kernel {
+    ns: NetNs,
+    rtnl: Rtnl,
+    nft: Nft,
+    records: PathBuf,
+    links: Option<Vec<Link>>,
+    addrs: Option<Vec<Addr>>,
+    chains: Option<Vec<BaseChain>>,
+    rules: BTreeMap<(AnyTable, String), Arc<[Rule]>>,
+    sets: BTreeMap<(AnyTable, String), Option<Arc<SetDecl>>>,
+}
+
+impl Kernel {
+    /// The namespace of the calling thread. `records` is the folder of twill-cni's records.
+    ///
+    /// # Errors
+    /// There is no netlink socket, or no namespace can be opened.
+    pub fn here(records: &Path) -> Result<Kernel> {
+        Kernel::of(NetNs::current()?, records)
+    }
+
+    /// Another namespace.
+    ///
+    /// # Errors
+    /// As [`Kernel::here`].
+    pub fn of(ns: NetNs, records: &Path) -> Result<Kernel> {
+        let rtnl = Rtnl::open_in(&ns)?;
+        let nft = ns.run_in(Nft::open)??;
+        Ok(Kernel {
+            ns,
+            rtnl,
+            nft,
+            records: records.to_owned(),
+            links: None,
+            addrs: None,
+            chains: None,
+            rules: BTreeMap::new(),
+            sets: BTreeMap::new(),
+        })
+    }
+}
+
+impl View for Kernel {
+    fn base_chains(&mut self) -> Result<Vec<BaseChain>> {
+        if self.chains.is_none() {
+            self.chains = Some(self.nft.base_chains()?);
+        }
+        Ok(self.chains.clone().unwrap_or_default())
+    }
+
+    fn rules(&mut self, table: &AnyTable, chain: &str) -> Result<Arc<[Rule]>> {
+        let key = (table.clone(), chain.to_owned());
+        if let Some(known) = self.rules.get(&key) {
+            return Ok(Arc::clone(known));
+        }
+        let rules: Arc<[Rule]> = self.nft.rules(table, chain)?.into();
+        self.rules.insert(key, Arc::clone(&rules));
+        Ok(rules)
+    }
+
+    fn declaration(&mut self, table: &AnyTable, set: &str) -> Result<Option<Arc<SetDecl>>> {
+        let key = (table.clone(), set.to_owned());
+        if let Some(known) = self.sets.get(&key) {
+            return Ok(known.clone());
+        }
+        let decl = self.nft.declaration(table, set)?;
+        self.sets.insert(key, decl.clone());
+        Ok(decl)
+    }
+
+    fn element(
+        &mut self,
+        table: &AnyTable,
+        set: &Arc<SetDecl>,
+        key: &Key,
+    ) -> Result<Option<(Key, Element)>> {
+        Ok(self.nft.element(table, set, key)?)
+    }
+
+    fn elements(&mut self, table: &AnyTable, set: &str) -> Result<Vec<(Key, Element)>> {
+        match self.declaration(table, set)? {
+            Some(decl) => Ok(self.nft.elements(table, &decl)?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn links(&mut self) -> Result<Vec<Link>> {
+        if self.links.is_none() {
+            self.links = Some(self.rtnl.links()?);
+        }
+        Ok(self.links.clone().unwrap_or_default())
+    }
+
+    fn counters(&mut self) -> Result<Vec<(u32, Counters)>> {
+        Ok(self.rtnl.counters()?)
+    }
+
+    fn addrs(&mut self) -> Result<Vec<Addr>> {
+        if self.addrs.is_none() {
+            self.addrs = Some(self.rtnl.addrs(None)?);
+        }
+        Ok(self.addrs.clone().unwrap_or_default())
+    }
+
+    /// The kernel says which; the table says of which network, which the kernel's answer does not tell.
+    fn route(&mut self, to: IpAddr) -> Result<Option<Route>> {
+        let Some(taken) = self.rtnl.route_to(to)? else {
+            return Ok(None);
+        };
+        let listed = self.rtnl.routes(route::Filter {
+            family: Some(Family::of(to)),
+            table: Some(TABLE_MAIN),
+            link: taken.link,
+            protocol: None,
+        })?;
+        let same = |route: &&Route| route.dst.contains(to) && route.gateway == taken.gateway;
+        let of = listed.iter().filter(same);
+        let of = of.max_by_key(|route| route.dst.prefix()).cloned();
+        Ok(Some(of.unwrap_or(taken)))
+    }
+
+    fn source(&mut self, to: IpAddr) -> Result<Option<IpAddr>> {
+        Ok(self.rtnl.route_to(to)?.and_then(|route| route.src))
+    }
+
+    fn neighs(&mut self, link: u32) -> Result<Vec<Neigh>> {
+        Ok(self.rtnl.neighs(Some(link))?)
+    }
+
+    fn fdb(&mut self, link: u32) -> Result<Vec<FdbEntry>> {
+        let mut entries = self.rtnl.fdb(Some(link))?;
+        entries.retain(|entry| entry.link == link);
+        Ok(entries)
+    }
+
+    fn switch(&mut self, key: &str) -> Result<Option<String>> {
+        Ok(self.ns.run_in(|| Sysctl::default().get(key).ok())?)
+    }
+
+    fn listens(&mut self, proto: Proto, to: IpAddr, port: u16) -> Result<bool> {
+        let name = match proto {
+            Proto::TCP => "tcp",
+            Proto::UDP => "udp",
+            // Its sockets are listed in another form; it is not known, so it is not doubted.
+            _ => return Ok(true),
+        };
+        let read = |suffix: &str| {
+            let path = format!("/proc/thread-self/net/{name}{suffix}");
+            fs::read_to_string(path).unwrap_or_default()
+        };
+        let tables = self.ns.run_in(|| [read(""), read("6")])?;
+        let mut lines = tables.iter().flat_map(|table| table.lines().skip(1));
+        Ok(lines.any(|line| takes(line, proto, to, port)))
+    }
+
+    fn records(&mut self) -> Result<Vec<Record>> {
+        Ok(Records::new(&self.records).list()?)
+    }
+
+    fn inside(&mut self, pod: &Record) -> Result<Option<Box<dyn View + '_>>> {
+        let ns = match NetNs::open(&pod.netns) {
+            Err(error) if error.is_absent() => return Ok(None),
+            other => other?,
+        };
+        Ok(Some(Box::new(Kernel::of(ns, &self.records)?)))
+    }
+}
+
+/// Whether a line of `/proc/net/{tcp,udp}{,6}` is a socket that waits at the address and port (proc(5)).
+fn takes(line: &str, proto: Proto, to: IpAddr, port: u16) -> bool {
+    // TCP_LISTEN, and of UDP sockets those that are not connected (TCP_CLOSE).
+    let waiting = if proto == Proto::TCP { "0A" } else { "07" };
+    let mut words = line.split_whitespace();
+    let Some((local, state)) = words.nth(1).zip(words.nth(1)) else {
+        return false;
+    };
+    let Some((address, at)) = local.split_once(':') else {
+        return false;
+    };
+    let Some(bound) = socket_address(address) else {
+        return false;
+    };
+    let is_at = match bound.to_canonical() {
+        // One of IPv6 takes both families, unless it was told not to.
+        IpAddr::V6(address) if address.is_unspecified() => true,
+        IpAddr::V4(address) if address.is_unspecified() => to.is_ipv4(),
+        address => address == to,
+    };
+    state == waiting && is_at && u16::from_str_radix(at, 16) == Ok(port)
+}
+
+/// Words of 32 bits in the machine's order.
+fn socket_address(hex: &str) -> Option<IpAddr> {
+    let words: Option<Vec<[u8; 4]>> = (0..hex.len() / 8)
+        .map(|i| u32::from_str_radix(&hex[i * 8..i * 8 + 8], 16).ok())
+        .map(|word| word.map(u32::to_ne_bytes))
+        .collect();
+    let bytes = words?.concat();
+    match bytes.len() {
+        4 => Some(Ipv4Addr::from(*bytes.first_chunk::<4>()?).into()),
+        16 => Some(Ipv6Addr::from(*bytes.first_chunk::<16>()?).into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_read_from_proc() {
+        let tcp =
+            "   0: 51F4F40A:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 1 1 0";
+        let to = |text: &str| text.parse::<IpAddr>().unwrap();
+        // 10.244.244.81 in the order of a little-endian machine.
+        assert!(takes(tcp, Proto::TCP, to("10.244.244.81"), 8080));
+        assert!(!takes(tcp, Proto::TCP, to("10.244.244.82"), 8080));
+        assert!(!takes(tcp, Proto::TCP, to("10.244.244.81"), 8081));
+        let connected = tcp.replace(" 0A ", " 01 ");
+        assert!(!takes(&connected, Proto::TCP, to("10.244.244.81"), 8080));
+        let any6 = "  0: 00000000000000000000000000000000:0035 0:0000 07 0 0";
+        assert!(takes(any6, Proto::UDP, to("10.0.0.1"), 53));
+        assert!(takes(any6, Proto::UDP, to("fd00::1"), 53));
+        let any4 = "  0: 00000000:0035 00000000:0000 07 0 0";
+        assert!(takes(any4, Proto::UDP, to("10.0.0.1"), 53));
+        assert!(!takes(any4, Proto::UDP, to("fd00::1"), 53));
+        assert!(!takes("", Proto::UDP, to("10.0.0.1"), 53));
+    }
+}

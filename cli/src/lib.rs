@@ -1,0 +1,22 @@
+//! `twill`: explains what the kernel of a node does with packets.
+//!
+//! ```text
+//!  view (questions) ◄── kernel (hostnet answers) or a test's model
+//!    │
+//!    ├─ walk     nf_tables, rule by rule, for one packet
+//!    ├─ trace    a packet's way: pod, rules, routes, neighbours, forwarding entries, ports ──► report (tree, JSON)
+//!    └─ pods     which pod has which address, veth, port
+//! ```
+//!
+//! It works on a node without any daemon and without the API server: names come from the comments of our nf_tables
+//! elements and from twill-cni's records. Nothing is ever changed.
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod kernel;
+pub mod pods;
+pub mod report;
+pub mod target;
+pub mod trace;
+pub mod view;
+pub mod walk;

@@ -1,0 +1,220 @@
+//! The rules that a packet meets when it comes in or is sent: which endpoint, or why none.
+
+use hostnet::nft::{Hook, Key};
+use hostnet::vocab::names;
+
+use super::{Tracer, place, step_hop};
+use crate::report::Hop;
+use crate::target::{Destination, proxy_table};
+use crate::view::Result;
+use crate::walk::{self, End, Packet, Way};
+
+const PROXY_RESTART: &str = "twill-proxy mends this within a second where it runs: \
+     `kubectl -n kube-system rollout restart daemonset/twill-proxy`, and look at its log";
+
+impl Tracer<'_> {
+    pub(super) fn choose(
+        &mut self,
+        packet: &Packet,
+        to: &Destination,
+        bridged: bool,
+    ) -> Result<Vec<Hop>> {
+        let at = match packet.iif {
+            Some(_) => Hook::Prerouting,
+            None => Hook::Output,
+        };
+        let ways = walk::hook(self.view, packet, at)?;
+        // What all ways have in common is told once.
+        let common = common_steps(&ways);
+        let mut hops: Vec<Hop> = ways[0].steps[..common].iter().map(step_hop).collect();
+        if let [way] = &ways[..]
+            && way.end == End::Pass
+        {
+            if let Some(fault) = self.untranslated(packet, to, at)? {
+                hops.push(fault);
+            } else {
+                hops.extend(self.deliver(packet, bridged)?);
+            }
+            return Ok(hops);
+        }
+        for way in &ways {
+            hops.push(self.way(packet, to, way, common)?);
+        }
+        Ok(hops)
+    }
+
+    /// One of several outcomes.
+    fn way(&mut self, packet: &Packet, to: &Destination, way: &Way, told: usize) -> Result<Hop> {
+        let mut then: Vec<Hop> = way.steps[told..].iter().map(step_hop).collect();
+        let mut hop = match &way.end {
+            End::Dnat(address, port) => {
+                let packet = packet.translated(*address, *port);
+                then.extend(self.deliver(&packet, false)?);
+                let pod = self.pod_at(*address).map(crate::target::name_of);
+                let of = match (pod, &to.service) {
+                    (Some(pod), _) => Some(format!("pod {pod}")),
+                    (None, Some(service)) => Some(format!("an endpoint of Service {service}")),
+                    (None, None) => None,
+                };
+                Hop::new("endpoint", place(packet.destination, packet.port)).of(of)
+            }
+            End::Redirect(port) => {
+                let port = port.unwrap_or(packet.port);
+                Hop::new("redirect", format!("to port {port} of this node"))
+            }
+            End::Pass | End::Masquerade => {
+                then.extend(self.deliver(packet, false)?);
+                Hop::new("rules", "no rule translates it")
+            }
+            End::Reject | End::Drop => refusal(to, way),
+        };
+        hop.chance = Some(way.chance);
+        hop.then = then;
+        Ok(hop)
+    }
+
+    /// A packet to a Service that no rule translates.
+    fn untranslated(&mut self, packet: &Packet, to: &Destination, at: Hook) -> Result<Option<Hop>> {
+        let table = proxy_table(packet.family());
+        let Some(service) = &to.service else {
+            return Ok(None);
+        };
+        let what = place(to.address, to.port);
+        let Some(vips) = self.view.declaration(&table, "vips")? else {
+            let hop = Hop::new("rules", format!("{table} vips")).fault(
+                format!("table {table} has no map of Services: twill-proxy has not run here"),
+                PROXY_RESTART,
+            );
+            return Ok(Some(hop));
+        };
+        let node_ports = self.view.declaration(&table, "nodeport-ips")?;
+        let is_node_port = match node_ports {
+            Some(decl) => {
+                let key = Key::from(to.address);
+                self.view.element(&table, &decl, &key)?.is_some()
+            }
+            None => false,
+        };
+        let (map, key) = if is_node_port {
+            ("nodeports", format!("{} . {}", self.proto, to.port))
+        } else {
+            let key = Key::from((to.address, self.proto, to.port));
+            ("vips", vips.key.show(&key).to_string())
+        };
+        let chains = self.view.base_chains()?;
+        let is_entered = chains
+            .iter()
+            .any(|chain| chain.table == table && chain.base.hook == at);
+        let hop = Hop::new("rules", format!("{table} {map}: {key}"))
+            .of(Some(format!("Service {service}")));
+        let hop = if is_entered {
+            hop.fault(
+                format!("map {map} has no element for {what}, though other maps of the table know the Service"),
+                PROXY_RESTART,
+            )
+        } else {
+            hop.fault(
+                format!("no packet enters table {table} here: its base chain is gone"),
+                PROXY_RESTART,
+            )
+        };
+        Ok(Some(hop))
+    }
+}
+
+/// A packet that ends in the rules, and why.
+fn refusal(to: &Destination, way: &Way) -> Hop {
+    let verb = match way.end {
+        End::Reject => "refused",
+        _ => "dropped",
+    };
+    let hop = Hop::new("rules", verb);
+    let Some(last) = way.steps.last() else {
+        return hop.fault("a rule decides so", "`nft list ruleset`");
+    };
+    let service = to.service.as_deref();
+    let slices = match service.map(|s| s.split(':').next().unwrap_or(s)) {
+        Some(service) => match service.split_once('/') {
+            Some((namespace, name)) => format!(
+                "`kubectl -n {namespace} get endpointslices -l kubernetes.io/service-name={name}`"
+            ),
+            None => "`kubectl get endpointslices`".to_owned(),
+        },
+        None => "`kubectl get endpointslices -A`".to_owned(),
+    };
+    if *last.table.name != *names::TABLE_PROXY {
+        return hop.fault(
+            format!("{} in chain {} {}", last.text, last.table, last.chain),
+            format!(
+                "`nft -a list chain {} {}`, and delete the rule, or put one that accepts before it",
+                last.table, last.chain
+            ),
+        );
+    }
+    if let Some(missing) = way.missing.iter().find(|missing| {
+        let set = missing.set.as_deref().unwrap_or_default();
+        set.contains("endpoints")
+    }) {
+        let map = missing.set.as_deref().unwrap_or_default();
+        return hop.fault(
+            format!(
+                "map {map} has nothing at {}: a slot of the Service is empty",
+                missing.text
+            ),
+            PROXY_RESTART,
+        );
+    }
+    let has_step = |set: &str| {
+        way.steps
+            .iter()
+            .any(|step| step.set.as_deref() == Some(set))
+    };
+    let guarded = way.missing.iter().any(|missing| {
+        let set = missing.set.as_deref().unwrap_or_default();
+        set.starts_with("sources")
+    });
+    if guarded {
+        return hop.fault(
+            "the Service lets only some sources in, and this is none of them",
+            "add the client's network to spec.loadBalancerSourceRanges of the Service",
+        );
+    }
+    if let (Some(service), true) = (service, has_step("cluster-ips")) {
+        return hop.fault(
+            format!(
+                "map vips has no element for {}, though other maps of the table know Service {service}",
+                place(to.address, to.port)
+            ),
+            PROXY_RESTART,
+        );
+    }
+    if has_step("cluster-ips") {
+        return hop.fault(
+            format!(
+                "{} is a cluster IP, and its Service has no such port",
+                to.address
+            ),
+            "use a port of the Service: `kubectl get services -A -o wide`",
+        );
+    }
+    match way.end {
+        End::Reject => hop.fault("the Service has no endpoint that is ready", slices),
+        _ => hop.fault(
+            "the Service's traffic policy is Local, and no endpoint that is ready is on this node",
+            format!("use another node, or set the traffic policy to Cluster; {slices}"),
+        ),
+    }
+}
+
+/// How many steps all ways begin with.
+fn common_steps(ways: &[Way]) -> usize {
+    let Some((first, rest)) = ways.split_first() else {
+        return 0;
+    };
+    (0..first.steps.len())
+        .take_while(|i| {
+            rest.iter()
+                .all(|way| way.steps.get(*i) == first.steps.get(*i))
+        })
+        .count()
+}

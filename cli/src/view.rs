@@ -1,0 +1,94 @@
+//! What can be asked of a network namespace, whether it is the kernel's or a test's.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use cni_plugin::record::{Record, RecordError};
+use hostnet::netlink::link::Counters;
+use hostnet::netlink::{self, Addr, FdbEntry, Link, Neigh, Route};
+use hostnet::netns::NetNsError;
+use hostnet::nft::{self, AnyTable, BaseChain, Element, Key, Proto, Rule, SetDecl};
+
+/// What an answer is, or why there is none.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a question had no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Links, addresses, routes or neighbours could not be read.
+    #[error("cannot read the kernel's network state")]
+    Netlink(#[from] netlink::Error),
+    /// Rules could not be read.
+    #[error("cannot read nf_tables (this needs root)")]
+    Nft(#[from] nft::Error),
+    /// A namespace could not be entered.
+    #[error(transparent)]
+    Namespace(#[from] NetNsError),
+    /// The records of twill-cni could not be read.
+    #[error("cannot read the records of twill-cni")]
+    Records(#[from] RecordError),
+}
+
+/// One network namespace, read only: all that a packet meets in it. Nothing is kept longer than one run of the program.
+pub trait View {
+    /// Chains that packets enter at a hook, whosever they are.
+    fn base_chains(&mut self) -> Result<Vec<BaseChain>>;
+    /// The rules of a chain; none if it is not there.
+    fn rules(&mut self, table: &AnyTable, chain: &str) -> Result<Arc<[Rule]>>;
+    /// What a set is.
+    fn declaration(&mut self, table: &AnyTable, set: &str) -> Result<Option<Arc<SetDecl>>>;
+    /// What a packet with this key finds in a set.
+    fn element(
+        &mut self,
+        table: &AnyTable,
+        set: &Arc<SetDecl>,
+        key: &Key,
+    ) -> Result<Option<(Key, Element)>>;
+    /// All elements of a set; none if it is not there.
+    fn elements(&mut self, table: &AnyTable, set: &str) -> Result<Vec<(Key, Element)>>;
+    /// All links.
+    fn links(&mut self) -> Result<Vec<Link>>;
+    /// What the links have carried, by their index.
+    fn counters(&mut self) -> Result<Vec<(u32, Counters)>>;
+    /// All addresses.
+    fn addrs(&mut self) -> Result<Vec<Addr>>;
+    /// The route that a packet to an address takes.
+    fn route(&mut self, to: IpAddr) -> Result<Option<Route>>;
+    /// The address from which this namespace would send to another.
+    fn source(&mut self, to: IpAddr) -> Result<Option<IpAddr>>;
+    /// The neighbours on a link.
+    fn neighs(&mut self, link: u32) -> Result<Vec<Neigh>>;
+    /// The forwarding entries of a VXLAN device or of a bridge's port.
+    fn fdb(&mut self, link: u32) -> Result<Vec<FdbEntry>>;
+    /// A switch below `/proc/sys/net`; `None` if there is none of the name.
+    fn switch(&mut self, key: &str) -> Result<Option<String>>;
+    /// Whether a socket takes what comes to this address and port.
+    fn listens(&mut self, proto: Proto, to: IpAddr, port: u16) -> Result<bool>;
+    /// The pods of this node, by the records of twill-cni.
+    fn records(&mut self) -> Result<Vec<Record>>;
+    /// The inside of a pod; `None` if its namespace is gone.
+    fn inside(&mut self, pod: &Record) -> Result<Option<Box<dyn View + '_>>>;
+
+    /// What an address is to this namespace: `RTN_*` of `linux/rtnetlink.h`, as `fib … type` gives it.
+    fn address_type(&mut self, address: IpAddr) -> Result<u32> {
+        const UNICAST: u32 = 1;
+        const LOCAL: u32 = 2;
+        const BROADCAST: u32 = 3;
+        const MULTICAST: u32 = 5;
+        if address.is_multicast() {
+            return Ok(MULTICAST);
+        }
+        if address.is_loopback() {
+            return Ok(LOCAL);
+        }
+        for addr in self.addrs()? {
+            if addr.cidr.addr() == address {
+                return Ok(LOCAL);
+            }
+            if addr.broadcast.map(IpAddr::V4) == Some(address) {
+                return Ok(BROADCAST);
+            }
+        }
+        Ok(UNICAST)
+    }
+}
