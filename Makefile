@@ -34,6 +34,7 @@ lint: prepare $(DENY) ## Formatting, clippy without warnings, bans and licences 
 
 bench: prepare ## The figures of the README, beside the programs that Twill replaces
 	@$(STEP) "benchmarks" cargo bench --package integration
+	@$(STEP) "one change of a Service's endpoints" cargo bench --package proxy --bench pipeline
 
 dist: prepare ## The static binaries of the image, in target/x86_64-unknown-linux-gnu/dist
 	@RUSTFLAGS="-C target-feature=+crt-static -C strip=symbols" $(STEP) "building the static binaries" \
