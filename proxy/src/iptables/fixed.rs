@@ -68,9 +68,9 @@ impl<'a> Context<'a> {
                 vec![Rule::new().target(Target::SetMark(mark))],
             ),
         ]);
-        if let Some(rule) = self.localnet() {
-            fixed.insert((Table::Filter, FIREWALL), vec![rule]);
-        }
+        // The kubelet's too, which is why it is there even where there is nothing to block.
+        let localnet = self.localnet().into_iter().collect();
+        fixed.insert((Table::Filter, FIREWALL), localnet);
         fixed
     }
 
@@ -102,10 +102,7 @@ impl<'a> Context<'a> {
         let postrouting = Rule::new()
             .comment("kubernetes postrouting rules")
             .jump(POSTROUTING);
-        let localnet = || {
-            let rule = Rule::new().jump(FIREWALL);
-            self.localnet().is_some().then_some(rule)
-        };
+        let localnet = || Rule::new().jump(FIREWALL);
         let (input, output) = ((Table::Filter, "INPUT"), (Table::Filter, "OUTPUT"));
         let forwarded = (Table::Filter, "FORWARD");
         let mut jumps = vec![
@@ -114,13 +111,17 @@ impl<'a> Context<'a> {
             (forwarded, portals()),
             (forwarded, external()),
         ];
-        jumps.extend(localnet().map(|rule| (input, rule)));
-        jumps.extend([(input, firewall()), (input, health), (input, external())]);
+        jumps.extend([
+            (input, localnet()),
+            (input, firewall()),
+            (input, health),
+            (input, external()),
+        ]);
         if self.options.naming == Naming::Legacy {
             jumps.push((input, portals()));
         }
-        jumps.extend(localnet().map(|rule| (output, rule)));
         jumps.extend([
+            (output, localnet()),
             (output, firewall()),
             (output, portals()),
             ((Table::Nat, "PREROUTING"), nat()),
