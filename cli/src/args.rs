@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use hostnet::nft::Proto;
 use hostnet::vocab::{Family, SubnetEnv, names};
 
+use crate::doctor::{Findings, Host, Severity, examine};
 use crate::kernel::Kernel;
 use crate::pods::{PodTable, pods};
 use crate::report::Arrival;
@@ -49,6 +50,18 @@ pub enum Output {
 enum Command {
     Trace(TraceArgs),
     Pods(PodsArgs),
+    Doctor(DoctorArgs),
+}
+
+/// Looks for what is wrong on this node, whoever sends packets
+///
+/// Each finding has a severity, the evidence and the remedy. Nothing is changed. The exit status is 1 if there is a
+/// finding of severity `error`.
+#[derive(Debug, clap::Args)]
+struct DoctorArgs {
+    /// Where the container runtime looks for CNI configurations
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    cni_conf_dir: PathBuf,
 }
 
 /// Lists the pods of this node: address, veth, bridge port, host ports, what they have sent and received
@@ -109,6 +122,16 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
                 Output::Json => *out += &json(&trace)?,
             }
             Ok(u8::from(trace.arrives != Arrival::Yes))
+        }
+        Command::Doctor(how) => {
+            let host = Host::observe(&how.cni_conf_dir);
+            let findings = examine(&mut kernel, &networks(args)?, &host)?;
+            match args.output {
+                Output::Text => *out += &Findings(&findings).to_string(),
+                Output::Json => *out += &json(&findings)?,
+            }
+            let is_ill = findings.iter().any(|f| f.severity == Severity::Error);
+            Ok(u8::from(is_ill))
         }
         Command::Pods(how) => {
             let pods = pods(&mut kernel, how.which.as_deref())?;

@@ -12,7 +12,7 @@ use hostnet::netlink::link::Counters;
 use hostnet::netlink::route::{self, TABLE_MAIN};
 use hostnet::netlink::{Addr, FdbEntry, Link, Neigh, Route, Rtnl};
 use hostnet::netns::NetNs;
-use hostnet::nft::{AnyTable, BaseChain, Element, Key, Nft, Proto, Rule, SetDecl};
+use hostnet::nft::{AnyTable, BaseChain, Element, Key, Name, Nft, Proto, Rule, SetDecl, TableId};
 use hostnet::sysctl::Sysctl;
 use hostnet::vocab::Family;
 
@@ -68,6 +68,19 @@ impl View for Kernel {
             self.chains = Some(self.nft.base_chains()?);
         }
         Ok(self.chains.clone().unwrap_or_default())
+    }
+
+    fn chains(&mut self, table: &TableId) -> Result<Vec<Name>> {
+        Ok(self.nft.chain_names(table)?)
+    }
+
+    fn routes_by(&mut self, link: u32) -> Result<Vec<Route>> {
+        Ok(self.rtnl.routes(route::Filter {
+            family: None,
+            table: Some(TABLE_MAIN),
+            link: Some(link),
+            protocol: None,
+        })?)
     }
 
     fn rules(&mut self, table: &AnyTable, chain: &str) -> Result<Arc<[Rule]>> {

@@ -5,7 +5,8 @@
 //!    │
 //!    ├─ walk     nf_tables, rule by rule, for one packet
 //!    ├─ trace    a packet's way: pod, rules, routes, neighbours, forwarding entries, ports ──► report (tree, JSON)
-//!    └─ pods     which pod has which address, veth, port
+//!    ├─ pods     which pod has which address, veth, port
+//!    └─ doctor   what is wrong on this node, whoever sends packets
 //! ```
 //!
 //! It works on a node without any daemon and without the API server: names come from the comments of our nf_tables
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod doctor;
 pub mod kernel;
 pub mod pods;
 pub mod report;

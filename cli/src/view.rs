@@ -7,7 +7,7 @@ use cni_plugin::record::{Record, RecordError};
 use hostnet::netlink::link::Counters;
 use hostnet::netlink::{self, Addr, FdbEntry, Link, Neigh, Route};
 use hostnet::netns::NetNsError;
-use hostnet::nft::{self, AnyTable, BaseChain, Element, Key, Proto, Rule, SetDecl};
+use hostnet::nft::{self, AnyTable, BaseChain, Element, Key, Name, Proto, Rule, SetDecl, TableId};
 
 /// What an answer is, or why there is none.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -33,6 +33,10 @@ pub enum Error {
 pub trait View {
     /// Chains that packets enter at a hook, whosever they are.
     fn base_chains(&mut self) -> Result<Vec<BaseChain>>;
+    /// The names of a table's chains; none if there is no such table.
+    fn chains(&mut self, table: &TableId) -> Result<Vec<Name>>;
+    /// All routes of the main table by a link.
+    fn routes_by(&mut self, link: u32) -> Result<Vec<Route>>;
     /// The rules of a chain; none if it is not there.
     fn rules(&mut self, table: &AnyTable, chain: &str) -> Result<Arc<[Rule]>>;
     /// What a set is.

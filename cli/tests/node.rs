@@ -102,17 +102,13 @@ impl World {
 
     fn trace(&self, from: &str, to: &str) -> Trace {
         let mut kernel = Kernel::of(self.node.ns().clone(), self.records.path()).unwrap();
-        let networks = [PodNetwork {
-            network: "10.244.0.0/16".parse().unwrap(),
-            own: "10.244.2.0/24".parse().unwrap(),
-        }];
         let question = Question {
             from: from.parse().unwrap(),
             to: to.parse().unwrap(),
             proto: Proto::TCP,
             family: Family::V4,
         };
-        trace(&mut kernel, &networks, &question).unwrap()
+        trace(&mut kernel, &networks(), &question).unwrap()
     }
 
     fn sender(&self, from: &str) -> &Ns {
@@ -123,6 +119,13 @@ impl World {
             _ => &self.b,
         }
     }
+}
+
+fn networks() -> [PodNetwork; 1] {
+    [PodNetwork {
+        network: "10.244.0.0/16".parse().unwrap(),
+        own: "10.244.2.0/24".parse().unwrap(),
+    }]
 }
 
 fn run(ns: &Ns, line: &str) {
@@ -674,4 +677,134 @@ fn a_veth_leads_to_its_pod_and_a_pod_to_its_veth() {
     assert_eq!(list(Some("a")).unwrap()[0].state, "down");
     let error = list(Some("vethc")).unwrap_err().to_string();
     assert!(error.contains("is it vetha or vethb"), "{error}");
+}
+
+/// What is broken, and what the doctor says: parts of what is wrong with its evidence, and of the remedy.
+const ILLS: &[(&str, &str, &str)] = &[
+    (
+        "sysctl -q -w net.ipv4.ip_forward=0",
+        "net.ipv4.ip_forward = 0",
+        "net.ipv4.ip_forward=1",
+    ),
+    (
+        "sysctl -q -w net/ipv4/conf/flannel.1/rp_filter=1",
+        "rp_filter is strict",
+        "rp_filter=2",
+    ),
+    (
+        "ip link set cni0 down",
+        "cni0 is down",
+        "ip link set cni0 up",
+    ),
+    (
+        "ip address flush dev cni0",
+        "10.244.2.1/24 is missing",
+        "ip address add 10.244.2.1/24 dev cni0",
+    ),
+    (
+        "ip link set flannel.1 down",
+        "flannel.1 is down",
+        "ip link set flannel.1 up",
+    ),
+    (
+        "ip neighbour del 10.244.3.0 dev flannel.1",
+        "no neighbour 10.244.3.0",
+        "flanneld",
+    ),
+    (
+        "bridge fdb del 0e:00:00:00:03:00 dev flannel.1",
+        "no forwarding entry for 0e:00:00:00:03:00",
+        "flanneld",
+    ),
+    (
+        "nft delete table ip twill-flannel",
+        "table ip twill-flannel is not there",
+        "flanneld",
+    ),
+    (
+        "nft add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }",
+        "chain ip filter FORWARD has policy drop",
+        "nft add rule ip filter FORWARD ip saddr 10.244.0.0/16 accept",
+    ),
+    (
+        "nft add chain ip nat KUBE-SERVICES",
+        "1 chains of table ip nat",
+        "kube-proxy --cleanup",
+    ),
+    (
+        "ip link set vetha down",
+        "pod default/a is cut off",
+        "twill trace",
+    ),
+    ("ip link del vethb", "pod default/b is cut off", "made anew"),
+];
+
+#[test]
+fn the_doctor_finds_nothing_in_a_sound_node_and_each_illness_alone() {
+    use cli::doctor::{Findings, Host, examine};
+    let mut wrong = Vec::new();
+    for (broken, what, remedy) in [&("true", "", "")].into_iter().chain(ILLS) {
+        let world = World::new();
+        // What else a node has.
+        run(&world.node, "nft add table ip twill-flannel");
+        run(
+            &world.node,
+            "nft add chain ip twill-flannel postrouting { type nat hook postrouting priority 100 ; }",
+        );
+        run(
+            &world.node,
+            "sysctl -q -w net/ipv4/conf/flannel.1/rp_filter=2",
+        );
+        run(&world.node, "nft add table ip filter");
+        run(&world.node, "nft add table ip nat");
+        run(&world.node, broken);
+        let mut kernel = Kernel::of(world.node.ns().clone(), world.records.path()).unwrap();
+        let host = Host {
+            conflists: vec!["10-flannel.conflist".to_owned()],
+            ..Host::default()
+        };
+        let found = examine(&mut kernel, &networks(), &host).unwrap();
+        let is_right = match &found[..] {
+            [] => what.is_empty(),
+            [one] => {
+                !what.is_empty()
+                    && format!("{} {}", one.what, one.evidence).contains(what)
+                    && one.remedy.contains(remedy)
+            }
+            _ => false,
+        };
+        if !is_right {
+            wrong.push(format!("{broken}:\n{}", Findings(&found)));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_doctor_knows_other_software_by_name() {
+    use cli::doctor::{Host, examine};
+    let world = World::new();
+    let mut kernel = Kernel::of(world.node.ns().clone(), world.records.path()).unwrap();
+    let host = Host {
+        conflists: vec![
+            "05-cilium.conflist".to_owned(),
+            "10-flannel.conflist".to_owned(),
+        ],
+        processes: ["kube-proxy".to_owned(), "firewalld".to_owned()].into(),
+        legacy_drops: vec![Family::V4],
+    };
+    let found = examine(&mut kernel, &networks(), &host).unwrap();
+    for evidence in [
+        "05-cilium.conflist comes before 10-flannel.conflist",
+        "a process is called kube-proxy",
+        "a process is called firewalld",
+        "FORWARD of iptables-legacy has policy DROP",
+    ] {
+        assert!(
+            found.iter().any(|f| f.evidence == evidence),
+            "{evidence}: {found:#?}"
+        );
+    }
+    let none = examine(&mut kernel, &[], &Host::default()).unwrap();
+    assert!(none[0].what.contains("flanneld has not told"), "{none:#?}");
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::dump::{decode_base, decode_rule, request};
+use super::dump::{decode_base, decode_rule, read_chains, request};
 use super::rule::Rule;
 use super::selector::family_word;
 use super::set::{Element, ElementReader, SetDecl};
@@ -150,6 +150,14 @@ impl Nft {
         );
         absent(asked)?;
         Ok(rules)
+    }
+
+    /// The names of a table's chains; none if there is no such table.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Socket`].
+    pub fn chain_names(&mut self, table: &TableId) -> Result<Vec<Name>, Error> {
+        read_chains(&mut self.socket, table)
     }
 
     /// The declaration of a set or map; `None` if there is none of the name, or one that this crate cannot describe.

@@ -40,6 +40,8 @@ fn every_element_is_found_by_its_key_and_no_other() {
         for (name, chain) in &table.chains {
             assert_eq!(space.nft.rules(&id, name).unwrap(), chain.rules);
         }
+        let names = space.nft.chain_names(&table.id).unwrap();
+        assert_eq!(names.len(), table.chains.len());
         let bases = table.chains.values().filter(|chain| chain.base.is_some());
         assert_eq!(space.nft.base_chains().unwrap().len(), bases.count());
         assert_eq!(space.nft.declaration(&id, "none").unwrap(), None);
