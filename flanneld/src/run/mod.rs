@@ -227,6 +227,9 @@ impl Loop {
                 () = self.keeper.due() => self.keep(false),
                 () = sleep_until_some(self.reconciler.wake_at()) => pacer.mark_full(),
                 pass = pacer.due() => {
+                    if pass == Pass::Full {
+                        self.reload();
+                    }
                     let done = self.pass(pass);
                     pacer.finished(pass, done);
                 }

@@ -112,24 +112,37 @@ fn listen<T: Send + 'static, E: Send + 'static>(
     Ok(receiver)
 }
 
-/// Notice of changes to the folders of files that we read and write.
-pub(super) struct Files {
+/// Notice of changes to the folders of files that we read and write. A machine that has no more watches to give costs
+/// promptness, and nothing else: a full pass looks at the files, too.
+pub(super) struct Files(Option<Watched>);
+
+struct Watched {
     watch: DirWatch,
     changes: mpsc::Receiver<Result<(), std::io::Error>>,
 }
 
 impl Files {
     pub(super) fn open() -> anyhow::Result<Self> {
-        let watch = DirWatch::open()?;
+        let watch = match DirWatch::open() {
+            Ok(watch) => watch,
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "changes of files are seen within a minute only: raise fs.inotify.max_user_instances"
+                );
+                return Ok(Self(None));
+            }
+        };
         let waiting = watch.clone();
         let changes = listen("files", move || waiting.wait().map(Some), |_| false)?;
-        Ok(Self { watch, changes })
+        Ok(Self(Some(Watched { watch, changes })))
     }
 
     /// Watches the folder of a file. One that was deleted meanwhile is watched again.
     pub(super) fn watch_folder_of(&self, file: &Path) {
-        if let Some(folder) = file.parent()
-            && let Err(error) = self.watch.add(folder)
+        if let Some(watched) = &self.0
+            && let Some(folder) = file.parent()
+            && let Err(error) = watched.watch.add(folder)
         {
             tracing::debug!(folder = %folder.display(), %error, "a folder cannot be watched");
         }
@@ -137,10 +150,13 @@ impl Files {
 
     /// Waits for a change. Cancel safe.
     pub(super) async fn changed(&mut self) {
-        if self.changes.recv().await.is_none() {
+        let Some(watched) = &mut self.0 else {
+            return std::future::pending().await;
+        };
+        if watched.changes.recv().await.is_none() {
             std::future::pending().await
         }
         // One look serves all that has changed so far.
-        while self.changes.try_recv().is_ok() {}
+        while watched.changes.try_recv().is_ok() {}
     }
 }
