@@ -274,6 +274,13 @@ impl Exam<'_> {
                 (names::TABLE_FLANNEL, "flanneld"),
             ] {
                 let table = TableId::new(family, name).into();
+                // In iptables mode its rules are elsewhere.
+                let services = TableId::new(family, "nat");
+                let has_chains =
+                    |chains: &[hostnet::nft::Name]| chains.iter().any(|c| **c == *"KUBE-SERVICES");
+                if name == names::TABLE_PROXY && has_chains(&self.view.chains(&services)?) {
+                    continue;
+                }
                 if !chains.iter().any(|chain| chain.table == table) {
                     self.add(
                         Severity::Warning,
@@ -363,7 +370,11 @@ impl Exam<'_> {
                     .iter()
                     .filter(|c| prefixes.iter().any(|p| c.starts_with(p)))
                     .count();
-                if left > 0 {
+                // Without a table of Services these are twill-proxy's own, in iptables mode.
+                let proxy = TableId::new(family, names::TABLE_PROXY);
+                let is_own =
+                    prefixes.contains(&"KUBE-SERVICES") && self.view.chains(&proxy)?.is_empty();
+                if left > 0 && !is_own {
                     self.add(
                         Severity::Warning,
                         &format!(

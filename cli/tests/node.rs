@@ -230,7 +230,7 @@ fn services() -> Ruleset {
             node: NodeRules {
                 pods: PodTraffic::From(vec!["10.244.0.0/16".parse().unwrap()]),
                 node_ports: [ip("172.30.0.12")].into(),
-                service_networks: [].into(),
+                service_networks: ["10.96.0.0/12".parse().unwrap()].into(),
             },
             ports,
         },
@@ -370,6 +370,16 @@ const FAULTS: &[Row] = &[
         &[],
         ["outside", "10.96.0.10:81", "10.96.0.10:81"],
         ["rules", "has no such port", "a port of the Service"],
+    ),
+    (
+        "no such address",
+        &[],
+        ["outside", "10.96.99.99:80", "10.96.99.99:80"],
+        [
+            "rules",
+            "no Service has the address 10.96.99.99",
+            "kubectl get services",
+        ],
     ),
     (
         "forwarding",
@@ -805,6 +815,17 @@ fn the_doctor_knows_other_software_by_name() {
             "{evidence}: {found:#?}"
         );
     }
+    // In iptables mode kube-proxy's chains are twill-proxy's own.
+    run(&world.node, "nft delete table ip twill-proxy");
+    run(&world.node, "nft add table ip nat");
+    run(&world.node, "nft add chain ip nat KUBE-SERVICES");
+    let mut kernel = Kernel::of(world.node.ns().clone(), world.records.path()).unwrap();
+    let found = examine(&mut kernel, &networks(), &Host::default()).unwrap();
+    let is_of_services = |word: &str| found.iter().any(|f| f.what.contains(word));
+    assert!(
+        !is_of_services("twill-proxy") && !is_of_services("kube-proxy"),
+        "{found:#?}"
+    );
     let none = examine(&mut kernel, &[], &Host::default()).unwrap();
     assert!(none[0].what.contains("flanneld has not told"), "{none:#?}");
 }

@@ -179,7 +179,10 @@ fn refusal(to: &Destination, way: &Way) -> Hop {
             "add the client's network to spec.loadBalancerSourceRanges of the Service",
         );
     }
-    if let (Some(service), true) = (service, has_step("cluster-ips")) {
+    if let (Some(service), true) = (
+        service,
+        has_step("cluster-ips") || has_step("service-networks"),
+    ) {
         return hop.fault(
             format!(
                 "map vips has no element for {}, though other maps of the table know Service {service}",
@@ -195,6 +198,12 @@ fn refusal(to: &Destination, way: &Way) -> Hop {
                 to.address
             ),
             "use a port of the Service: `kubectl get services -A -o wide`",
+        );
+    }
+    if has_step("service-networks") {
+        return hop.fault(
+            format!("no Service has the address {}", to.address),
+            "`kubectl get services -A -o wide` lists the addresses there are",
         );
     }
     match way.end {
