@@ -41,6 +41,8 @@ const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const SLICES: &str = "!service.kubernetes.io/headless";
 /// How long what nothing leads to any more stays for packets that are on their way.
 const TICK: Duration = Duration::from_millis(250);
+/// How long the first pass waits for ServiceCIDRs, of which a server before 1.33 never tells.
+const NETWORKS: Duration = Duration::from_secs(2);
 /// The first wait after a failed pass, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
@@ -83,6 +85,8 @@ pub struct Runner<B> {
     configz: watch::Sender<Value>,
     foreign: Option<Foreign>,
     tick_at: Option<Instant>,
+    /// Until then the first pass waits for service networks.
+    networks_by: Instant,
     health: watch::Sender<Health>,
     checks: watch::Sender<Checks>,
     metrics: Metrics,
@@ -189,6 +193,7 @@ impl<B: Backend> Runner<B> {
             configz: watch::channel(Value::Null).0,
             foreign: None,
             tick_at: None,
+            networks_by: Instant::now() + NETWORKS,
             health,
             checks,
             metrics,
@@ -198,6 +203,8 @@ impl<B: Backend> Runner<B> {
     /// Runs until `stop` is cancelled. What is in the kernel stays there.
     pub async fn run(mut self, mut updates: BoxStream<'static, Update>, stop: CancellationToken) {
         loop {
+            // So that a restart does not take away what it is about to be told of.
+            let waits = !self.index.has_service_networks() && Instant::now() < self.networks_by;
             tokio::select! {
                 // What was told goes before passes, so that one pass serves all of it.
                 biased;
@@ -210,7 +217,8 @@ impl<B: Backend> Runner<B> {
                     self.mark();
                 }
                 config = reloaded(&mut self.reload) => self.configure(config),
-                pass = self.pacer.due(), if self.index.is_complete() => self.pass(pass),
+                pass = self.pacer.due(), if self.index.is_complete() && !waits => self.pass(pass),
+                () = sleep_until(self.networks_by), if waits => {}
                 () = write_due(&self.keeper), if self.syncer.in_line() && self.index.is_complete() => {
                     if let Some(keeper) = &mut self.keeper {
                         tokio::task::block_in_place(|| keeper.write(&self.index));

@@ -97,6 +97,7 @@ fn wait_equal(lab: &Lab, node: &Node) {
             ("services", "/api/v1/services"),
             ("slices", "/apis/discovery.k8s.io/v1/endpointslices"),
             ("nodes", "/api/v1/nodes"),
+            ("cidrs", "/apis/networking.k8s.io/v1/servicecidrs"),
         ] {
             let list = lab.api().get_raw(path)?;
             machine.write(&format!("/tmp/soak/{name}.json"), &list)?;

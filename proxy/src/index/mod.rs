@@ -125,6 +125,7 @@ struct Listed {
     services: bool,
     slices: bool,
     node: bool,
+    service_cidrs: bool,
 }
 
 impl Index {
@@ -158,6 +159,11 @@ impl Index {
     /// rules made from it would cut off what works.
     pub fn is_complete(&self) -> bool {
         self.listed.services && self.listed.slices && self.listed.node
+    }
+
+    /// Whether the ServiceCIDRs have been listed, which an API server need not have.
+    pub fn has_service_networks(&self) -> bool {
+        self.listed.service_cidrs
     }
 
     /// A Service with its slices.
@@ -229,7 +235,7 @@ impl Index {
                 self.set_service_cidr(Key::of(&object).into(), Some(networks));
             }
             Update::ServiceCidr(Delta::Remove(key)) => self.set_service_cidr(key.into(), None),
-            Update::ServiceCidr(Delta::Synced) => {}
+            Update::ServiceCidr(Delta::Synced) => self.listed.service_cidrs = true,
         }
     }
 

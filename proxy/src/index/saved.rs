@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hostnet::vocab::Subnet;
 use serde::{Deserialize, Serialize};
 
 use super::{Index, Listed, Node, ObjectName, Service, Slice};
@@ -16,6 +17,8 @@ pub struct Saved {
     services: BTreeMap<ObjectName, Service>,
     /// With the Service that they belong to.
     slices: BTreeMap<ObjectName, (ObjectName, Slice)>,
+    #[serde(default)]
+    service_cidrs: BTreeMap<ObjectName, Vec<Subnet>>,
 }
 
 /// The same, borrowed from an index.
@@ -24,6 +27,7 @@ struct Borrowed<'a> {
     node: Option<&'a Node>,
     services: BTreeMap<&'a ObjectName, &'a Service>,
     slices: BTreeMap<&'a ObjectName, (&'a ObjectName, &'a Slice)>,
+    service_cidrs: &'a BTreeMap<ObjectName, Vec<Subnet>>,
 }
 
 impl Index {
@@ -38,6 +42,7 @@ impl Index {
                 .filter_map(|(name, entry)| Some((name, entry.service.as_ref()?)))
                 .collect(),
             slices: slices.collect(),
+            service_cidrs: &self.service_cidrs,
         }
     }
 
@@ -59,6 +64,7 @@ impl Index {
             let (_, service) = service.parts();
             index.set_slice(name, Some((service.to_owned(), slice)));
         }
+        index.service_cidrs = saved.service_cidrs;
         if let Some(node) = saved.node {
             index.set_node(node);
         }
@@ -66,6 +72,7 @@ impl Index {
             services: true,
             slices: true,
             node: true,
+            service_cidrs: true,
         };
         index
     }
