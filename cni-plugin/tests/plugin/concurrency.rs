@@ -48,7 +48,9 @@ fn thirty_two_with_host_ports_and_masquerade() {
 #[test]
 fn add_and_del_of_one_pod_at_the_same_moment() {
     let mut node = Node::new();
-    node.add("keep", &Ns::new("keep")).result();
+    // Held: the namespace of a pod that is dropped takes its cable along, some time later.
+    let keep = Ns::new("keep");
+    node.add("keep", &keep).result();
     node.set_extra(json!({"runtimeConfig": {
         "portMappings": [{"hostPort": 8080, "containerPort": 80}],
         "bandwidth": {"egressRate": 8_000_000, "egressBurst": 800_000},

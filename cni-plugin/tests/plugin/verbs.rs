@@ -175,7 +175,8 @@ fn status_says_whether_the_next_add_succeeds() {
     // Pods that stand have no network either.
     node.set_extra(json!({}));
     node.set_subnet(SUBNET);
-    node.add("c1", &Ns::new("again")).result();
+    let again = Ns::new("again");
+    node.add("c1", &again).result();
     assert!(node.call("STATUS", "", "").ok);
     node.host.set_down("cni0");
     fs::remove_file(node.path("subnet.env")).unwrap();
