@@ -13,7 +13,7 @@ use crate::keeper::Keeper;
 use crate::machine::{container, root};
 use crate::progress::Progress;
 use crate::registry::{self, LabName};
-use crate::upstream::{self, Module, Program};
+use crate::upstream;
 use crate::{programs, traffic};
 
 /// A whole cluster on this machine, in namespaces: real API server, real daemons, real packets.
@@ -42,7 +42,7 @@ enum Sub {
     Ask(look::Ask),
     /// End a lab: nothing of it stays.
     Down(Down),
-    /// Build what labs need, if it is not there yet: Kubernetes' programs.
+    /// Build what tests need of other projects, if it is not there yet.
     Prepare,
     /// Pid 1 of a lab.
     #[command(hide = true)]
@@ -90,18 +90,21 @@ pub fn main() -> ExitCode {
         Sub::Logs(logs) => logs.run(),
         Sub::Ask(ask) => ask.run(),
         Sub::Down(down) => down.run(),
-        Sub::Prepare => upstream::assets(
-            Module::Kubernetes,
-            &Program::CONTROL_PLANE,
-            Progress::shown(),
-        )
-        .map(|_| ExitCode::SUCCESS),
+        Sub::Prepare => prepare().map(|()| ExitCode::SUCCESS),
         hidden => run_inside(hidden).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("lab: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Builds what is not there yet before tests begin: beside them a build would take their time.
+fn prepare() -> Result<()> {
+    for (module, programs) in upstream::OF_TESTS {
+        upstream::assets(*module, programs, Progress::shown())?;
+    }
+    Ok(())
 }
 
 /// What the lab runs in its own namespaces.

@@ -131,6 +131,25 @@ impl Program {
     }
 }
 
+/// What tests run of other projects.
+pub const OF_TESTS: &[(Module, &[Program])] = &[
+    (
+        Module::Kubernetes,
+        &[
+            Program::Etcd,
+            Program::ApiServer,
+            Program::ControllerManager,
+            Program::KubeProxy,
+            Program::Kubectl,
+        ],
+    ),
+    (
+        Module::CniPlugins,
+        &[Program::Bridge, Program::HostLocal, Program::Portmap],
+    ),
+    (Module::Flannel, &[Program::Flannel]),
+];
+
 /// The version of Kubernetes that the lab runs, such as `v1.37.2`.
 pub fn version() -> &'static str {
     Module::Kubernetes.version()
