@@ -117,6 +117,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         recorder,
     };
     tokio::select! {
+        // Told to stop, the loop comes first: what is known is written at its end.
+        biased;
         () = daemon.run(client, &stop) => Ok(()),
         // It ends when told to, or by a fault of ours, which must not go unseen.
         ended = registrar => Ok(ended?),
