@@ -199,31 +199,15 @@ impl Nft {
         decl: &Arc<SetDecl>,
         key: &Key,
     ) -> Result<Option<(Key, Element)>, Error> {
-        let mut reader = ElementReader::new(SetDecl::clone(decl));
-        let ask = |w: &mut Writer| {
-            w.str(elem::TABLE, &table.name);
-            w.str(elem::SET, &decl.name);
+        let what = format!("an element of {table} {}", decl.name);
+        let of_key = |w: &mut Writer| {
             w.nest(elem::LIST, |w| {
                 w.nest(elem::LIST_ELEM, |w| {
                     w.nest(elem::KEY, |w| w.bytes(data::VALUE, key.as_bytes()));
                 });
             });
         };
-        let what = format!("an element of {table} {}", decl.name);
-        let asked = request(
-            &mut self.socket,
-            msg::GETSETELEM,
-            wire::F_ACK,
-            table.nfproto(),
-            &what,
-            ask,
-            |message| {
-                if let Some(list) = message.attrs().nest(elem::LIST) {
-                    reader.read(list, &mut |chain| chain.into());
-                }
-            },
-        );
-        absent(asked)?;
+        let reader = self.read_elements(table, decl, wire::F_ACK, &what, of_key)?;
         Ok(reader.first())
     }
 
@@ -236,19 +220,32 @@ impl Nft {
         table: &AnyTable,
         decl: &Arc<SetDecl>,
     ) -> Result<Vec<(Key, Element)>, Error> {
-        let mut reader = ElementReader::new(SetDecl::clone(decl));
-        let ask = |w: &mut Writer| {
-            w.str(elem::TABLE, &table.name);
-            w.str(elem::SET, &decl.name);
-        };
         let what = format!("elements of {table} {}", decl.name);
+        let reader = self.read_elements(table, decl, wire::F_DUMP, &what, |_| {})?;
+        Ok(reader.finish().elements.into_iter().collect())
+    }
+
+    /// Asks for elements of a set; `which` narrows the question. A set that is not there has none.
+    fn read_elements(
+        &mut self,
+        table: &AnyTable,
+        decl: &SetDecl,
+        flags: u16,
+        what: &str,
+        which: impl FnOnce(&mut Writer),
+    ) -> Result<ElementReader, Error> {
+        let mut reader = ElementReader::new(decl.clone());
         let asked = request(
             &mut self.socket,
             msg::GETSETELEM,
-            wire::F_DUMP,
+            flags,
             table.nfproto(),
-            &what,
-            ask,
+            what,
+            |w: &mut Writer| {
+                w.str(elem::TABLE, &table.name);
+                w.str(elem::SET, &decl.name);
+                which(w);
+            },
             |message| {
                 if let Some(list) = message.attrs().nest(elem::LIST) {
                     reader.read(list, &mut |chain| chain.into());
@@ -256,7 +253,7 @@ impl Nft {
             },
         );
         absent(asked)?;
-        Ok(reader.finish().elements.into_iter().collect())
+        Ok(reader)
     }
 }
 
