@@ -5,13 +5,15 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench dist images manifests clean prepare
+.PHONY: help demo test lint bench dist images manifests clean prepare benched
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/twill
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/tools/bin/cargo-deny
 TARGET := x86_64-unknown-linux-gnu
 STEP := integration/step
+DIST := --profile dist --target $(TARGET)
+STATIC := -C target-feature=+crt-static -C strip=symbols -C link-arg=-Wl,-z,pack-relative-relocs
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 help:
@@ -32,14 +34,22 @@ lint: prepare $(DENY) ## Formatting, clippy without warnings, bans and licences 
 	@$(STEP) "clippy" cargo clippy --workspace --all-targets -- -D warnings
 	@$(STEP) "dependencies" $(DENY) check bans licenses sources
 
-bench: prepare ## The figures of the README, beside the programs that Twill replaces
+bench: prepare benched ## The figures of the README, beside the programs that Twill replaces
 	@$(STEP) "benchmarks" cargo bench --package integration
 	@$(STEP) "one change of a Service's endpoints" cargo bench --package proxy --bench pipeline
 
+# twill-cni by itself: beside the daemons its libraries would have features that it does without.
 dist: prepare ## The static binaries of the image, in target/x86_64-unknown-linux-gnu/dist
-	@RUSTFLAGS="-C target-feature=+crt-static -C strip=symbols" $(STEP) "building the static binaries" \
-		cargo build --profile dist --target $(TARGET) -p cni-plugin -p flanneld -p proxy -p cli --bins
+	@RUSTFLAGS="$(STATIC)" $(STEP) "building the static twill-cni" cargo build $(DIST) -p cni-plugin --bins
+	@RUSTFLAGS="$(STATIC)" $(STEP) "building the other static binaries" cargo build $(DIST) -p flanneld -p proxy -p cli --bins
 	@cd target/$(TARGET)/dist && ls -l --block-size=K twill-cni flanneld twill-proxy twill
+
+# What the benchmarks run: the static binaries, a program of bare netlink calls, and the lab (which
+# is not measured) beside them.
+benched: dist
+	@RUSTFLAGS="$(STATIC)" $(STEP) "building the bare netlink calls" cargo build $(DIST) -p cni-plugin --example bare-attach
+	@$(STEP) "building the lab" cargo build --release -p integration --bin lab
+	@cp -u target/release/lab target/$(TARGET)/dist/
 
 images: dist ## The image of the DaemonSets, in target/images/twill.tar, to load into a cluster's nodes
 	@manifests/image/build target/$(TARGET)/dist $(VERSION) target/images/twill.tar

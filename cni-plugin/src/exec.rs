@@ -8,7 +8,7 @@ use hostnet::netlink::link::{
 use hostnet::netlink::{AbsentOk, Addr, FdbEntry, Request, Route, Rtnl, addr, neigh, route};
 use hostnet::netns::NetNs;
 use hostnet::nft::Nft;
-use hostnet::sysctl::{Sysctl, SysctlError};
+use hostnet::sysctl::Sysctl;
 use hostnet::vocab::{Cidr, Family, IfName, Mac};
 
 use crate::error::{CniError, Code};
@@ -255,20 +255,23 @@ impl<'a> Executor<'a> {
             .ok_or_else(|| CniError::new(Code::Kernel, format!("{ifname} vanished from the pod")))?
             .index;
         let v6 = addrs.iter().any(|addr| addr.family() == Family::V6);
-        let switches = || {
+        let pod = Sysctl::default();
+        let switches = || -> Result<(), CniError> {
             // A pod must not take routes from another pod.
-            ensure_if_there(&format!("ipv6/conf/{ifname}/accept_ra"), "0")?;
+            set_if_there(&pod, &format!("ipv6/conf/{ifname}/accept_ra"), "0")?;
             if !v6 {
                 return Ok(());
             }
             // Nor wait a second for its link-local address, which no other has.
             if !dad {
-                ensure_if_there(&format!("ipv6/conf/{ifname}/accept_dad"), "0")?;
+                set_if_there(&pod, &format!("ipv6/conf/{ifname}/accept_dad"), "0")?;
             }
             // Who sets the interface down and up again keeps its addresses.
-            ensure_if_there(&format!("ipv6/conf/{ifname}/keep_addr_on_down"), "1")?;
+            set_if_there(&pod, &format!("ipv6/conf/{ifname}/keep_addr_on_down"), "1")?;
             // Some runtimes turn it off in each new namespace.
-            ensure(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")
+            Ok(pod
+                .ensure(format!("ipv6/conf/{ifname}/disable_ipv6"), "0")
+                .map(drop)?)
         };
         self.pod_ns
             .run_in(switches)
@@ -456,10 +459,10 @@ const UP: Change = Change {
 /// Switches of a new bridge, before it is set up.
 pub(crate) fn bridge_switches(sysctl: &Sysctl, bridge: &IfName) -> Result<(), CniError> {
     // A pod must not be able to give the node routes (CVE-2020-10749).
-    ensure_in(sysctl, &format!("ipv6/conf/{bridge}/accept_ra"), "0")?;
+    set_if_there(sysctl, &format!("ipv6/conf/{bridge}/accept_ra"), "0")?;
     // Neighbours are asked from the link-local address. While that is being checked for
     // duplicates, nothing from outside reaches a pod.
-    ensure_in(sysctl, &format!("ipv6/conf/{bridge}/accept_dad"), "0")
+    set_if_there(sysctl, &format!("ipv6/conf/{bridge}/accept_dad"), "0")
 }
 
 /// The families that the node forwards now.
@@ -503,20 +506,7 @@ fn all(rtnl: &mut Rtnl, requests: &[Request]) -> Result<(), CniError> {
     CniError::join(errors).map_or(Ok(()), Err)
 }
 
-fn ensure(key: &str, value: &str) -> Result<(), CniError> {
-    Ok(Sysctl::default().ensure(key, value).map(drop)?)
-}
-
-/// A kernel without IPv6 has no such switch.
-fn ensure_if_there(key: &str, value: &str) -> Result<(), CniError> {
-    ensure_in(&Sysctl::default(), key, value)
-}
-
-fn ensure_in(sysctl: &Sysctl, key: &str, value: &str) -> Result<(), CniError> {
-    match sysctl.ensure(key, value) {
-        Err(SysctlError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-            Ok(())
-        }
-        other => Ok(other.map(drop)?),
-    }
+/// Sets a switch of an interface that has just been made. A kernel without IPv6 has no such switch.
+fn set_if_there(sysctl: &Sysctl, key: &str, value: &str) -> Result<(), CniError> {
+    Ok(sysctl.set(key, value).map(drop)?)
 }

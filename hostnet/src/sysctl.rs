@@ -3,7 +3,7 @@
 //! What lies there belongs to the network namespace of the thread that looks, whatever mount it
 //! looks through; only whether it may be written depends on the mount.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 /// Where the switches lie on a host.
@@ -69,16 +69,11 @@ impl Sysctl {
     /// not written, and is right already. Returns whether it was written.
     pub fn ensure(&self, key: impl AsRef<Path>, wanted: &str) -> Result<bool, SysctlError> {
         let path = self.root.join(key.as_ref());
-        let found = self.get(key)?;
+        let found = self.get(key.as_ref())?;
         if found == wanted {
             return Ok(false);
         }
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "procfs takes a value in one write"
-        )]
-        let written = std::fs::write(&path, wanted);
-        match written {
+        match self.write(key, wanted) {
             Ok(()) => Ok(true),
             Err(source) => Err(SysctlError::Write {
                 path,
@@ -87,6 +82,25 @@ impl Sysctl {
                 source,
             }),
         }
+    }
+
+    /// Gives a switch a value without reading it first: for one that is new, and has another value.
+    /// Returns whether the kernel has such a switch.
+    pub fn set(&self, key: impl AsRef<Path>, wanted: &str) -> Result<bool, SysctlError> {
+        match self.write(key.as_ref(), wanted) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            // It may be right already.
+            Err(_) => self.ensure(key, wanted).map(|_| true),
+        }
+    }
+
+    fn write(&self, key: impl AsRef<Path>, wanted: &str) -> io::Result<()> {
+        // procfs takes a value in one write, and has nothing to create or to cut off.
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(self.root.join(key))?;
+        file.write_all(wanted.as_bytes())
     }
 }
 
@@ -106,6 +120,9 @@ mod tests {
                 sysctl.ensure("ipv4/conf/lo/arp_notify", wanted).unwrap();
                 assert_eq!(sysctl.get("ipv4/conf/lo/arp_notify").unwrap(), wanted);
                 assert!(!sysctl.ensure("ipv4/conf/lo/arp_notify", wanted).unwrap());
+                assert!(sysctl.set("ipv4/conf/lo/arp_notify", &before).unwrap());
+                assert_eq!(sysctl.get("ipv4/conf/lo/arp_notify").unwrap(), before);
+                assert!(!sysctl.set("ipv4/conf/nobody/arp_notify", "1").unwrap());
             })
             .unwrap();
         assert_eq!(sysctl.get("ipv4/conf/lo/arp_notify").unwrap(), before);

@@ -31,6 +31,9 @@ struct Side {
     node: NetNs,
     chain: Vec<(PathBuf, Value)>,
     bin_dir: PathBuf,
+    /// Namespaces are held to the end: the kernel takes one down beside whatever is measured next,
+    /// and with the lock that all network programs wait for.
+    pods: Vec<NetNs>,
     add: Samples,
     del: Samples,
 }
@@ -43,6 +46,7 @@ impl Side {
             node: NetNs::new_anonymous()?,
             chain: chain.into_iter().map(|c| (program(&c), c)).collect(),
             bin_dir: bin_dir.to_owned(),
+            pods: Vec::new(),
             add: Samples::default(),
             del: Samples::default(),
         })
@@ -106,7 +110,7 @@ impl Side {
     }
 
     fn pod(&mut self, index: usize) -> Result<()> {
-        let pod = NetNs::new_anonymous()?;
+        let pod = self.namespace()?;
         let id = format!("pod-{index}");
         let mut result = Value::Null;
         self.add
@@ -119,8 +123,8 @@ impl Side {
     /// Many ADDs at once, then many DELs: from the first start to the last end.
     fn crowd(&mut self) -> Result<()> {
         let pods: Vec<NetNs> = (0..AT_ONCE)
-            .map(|_| NetNs::new_anonymous())
-            .collect::<Result<_, _>>()?;
+            .map(|_| self.namespace())
+            .collect::<Result<_>>()?;
         for verb in ["ADD", "DEL"] {
             let started = Instant::now();
             let calls = pods.iter().enumerate().map(|(n, pod)| {
@@ -137,6 +141,12 @@ impl Side {
             }
         }
         Ok(())
+    }
+
+    fn namespace(&mut self) -> Result<NetNs> {
+        let pod = NetNs::new_anonymous()?;
+        self.pods.push(pod.clone());
+        Ok(pod)
     }
 
     fn forget_figures(&mut self) {
@@ -190,12 +200,13 @@ fn main() -> Result<()> {
         Side::new("twill-cni", &ours, vec![twill(&dir("a"), 24, &[])])?,
         Side::new("bridge + host-local", &theirs, vec![bridge(&dir("b"))])?,
     ];
+    let program = ours.join("examples/bare-attach");
     let bare_node = NetNs::new_anonymous()?;
     let mut bare = Samples::default();
     in_turn(&mut sides, PODS, |side, index| {
         side.pod(index)?;
         if side.name == "twill-cni" {
-            let took = attach_bare(&bare_node, index)?;
+            let took = attach_bare(&program, &bare_node, &side.namespace()?, index)?;
             if index > 0 {
                 bare.push(took);
             }
@@ -250,9 +261,8 @@ fn main() -> Result<()> {
 }
 
 /// The netlink calls of an ADD by a program that does nothing else.
-fn attach_bare(node: &NetNs, index: usize) -> Result<Duration> {
-    let pod = NetNs::new_anonymous()?;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bare-attach"));
+fn attach_bare(bare: &Path, node: &NetNs, pod: &NetNs, index: usize) -> Result<Duration> {
+    let mut command = Command::new(bare);
     command
         .arg(pod.fd_path())
         .arg(format!("veth{index}"))

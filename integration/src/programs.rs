@@ -21,6 +21,9 @@ const TOOLS: &[(&str, &str)] = &[
 /// This workspace's binaries, as the lab runs them.
 const BINARIES: &[&str] = &["lab", "flanneld", "twill-cni", "twill-proxy", "twill"];
 
+/// Where `make benched` puts what benchmarks run, beside `target/release`.
+const SHIPPED: &str = "x86_64-unknown-linux-gnu/dist";
+
 /// Fails with one line if this machine cannot run a lab: no root, or a tool is missing.
 pub fn check_host() -> Result<()> {
     ensure!(
@@ -40,14 +43,16 @@ fn on_path(tool: &str) -> bool {
 }
 
 /// The folder of this workspace's binaries that belong to the running program: its own folder,
-/// or the one above it for a test (`target/debug/deps/…`).
+/// or the one above it for a test (`target/debug/deps/…`). A benchmark (`target/release/deps/…`)
+/// measures what is shipped, the static binaries.
 pub fn binaries() -> Result<PathBuf> {
     let this = std::env::current_exe().context("cannot tell where this program lies")?;
-    let dir = match this.parent() {
-        Some(deps) if deps.ends_with("deps") => fresh(deps.parent())?,
-        dir => dir.map(Path::to_owned),
+    let dir = this.parent().context("this program lies in no folder")?;
+    let dir = match dir.parent() {
+        Some(release) if dir.ends_with("release/deps") => fresh(&release.with_file_name(SHIPPED))?,
+        Some(profile) if dir.ends_with("deps") => fresh(profile)?,
+        _ => dir.to_owned(),
     };
-    let dir = dir.context("this program lies in no folder")?;
     for name in BINARIES {
         ensure!(
             dir.join(name).is_file(),
@@ -60,27 +65,30 @@ pub fn binaries() -> Result<PathBuf> {
 
 /// Tests must not run against yesterday's daemons: cargo builds only what a test links, so the
 /// first lab of a test process has the rest built.
-fn fresh(dir: Option<&Path>) -> Result<Option<PathBuf>> {
+fn fresh(dir: &Path) -> Result<PathBuf> {
     static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
-    let Some(dir) = dir else { return Ok(None) };
     let built = BUILT.get_or_init(|| build(dir).map_err(|error| format!("{error:#}")));
     match built {
-        Ok(()) => Ok(Some(dir.to_owned())),
+        Ok(()) => Ok(dir.to_owned()),
         Err(error) => bail!("{error}"),
     }
 }
 
 fn build(dir: &Path) -> Result<()> {
-    let profile = match dir.file_name().and_then(|name| name.to_str()) {
-        Some("debug") | None => "dev",
-        Some(profile) => profile,
+    let mut command = if dir.ends_with(SHIPPED) {
+        let mut make = Command::new("make");
+        make.args(["--silent", "benched"]);
+        make
+    } else {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--workspace", "--bins", "--quiet", "--profile"]);
+        cargo.arg(match dir.file_name().and_then(|name| name.to_str()) {
+            Some("debug") | None => "dev",
+            Some(profile) => profile,
+        });
+        cargo
     };
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command
-        .args(["build", "--workspace", "--bins", "--quiet", "--profile"])
-        .arg(profile)
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     // What cargo tells a test of its package would tell build scripts of another one: they would
     // run again, and all that depends on them would be built again, each time.
     for (name, _) in std::env::vars_os() {
@@ -89,7 +97,7 @@ fn build(dir: &Path) -> Result<()> {
             command.env_remove(&name);
         }
     }
-    let output = command.output().context("cannot run cargo")?;
+    let output = command.output().context("cannot run cargo or make")?;
     ensure!(
         output.status.success(),
         "the binaries that the lab runs do not build:\n{}",

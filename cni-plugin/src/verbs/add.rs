@@ -90,7 +90,7 @@ pub fn add(target: &Target, config: &Config, raw: &RawRequest) -> Result<Outcome
         nft: None,
     };
     call.clear_remains(&mut host, &wanted)?;
-    call.refuse_early(&mut host, &wanted)?;
+    call.refuse_early(&wanted)?;
     let (attachment, record) = call.obtain(wanted, &settings)?;
     match call.make(&mut host, &mut pod, &pod_ns, &attachment, &record) {
         Ok(bridge) => {
@@ -154,11 +154,8 @@ impl Call<'_> {
         )
     }
 
-    /// What can be seen before there are addresses.
-    fn refuse_early(&mut self, host: &mut Rtnl, wanted: &Attachment) -> Result<(), CniError> {
-        if let Some(bridge) = host.link(&wanted.bridge.name)? {
-            plan::bridge_settings(&bridge)?;
-        }
+    /// Refuses host ports that another has, before there are addresses.
+    fn refuse_early(&mut self, wanted: &Attachment) -> Result<(), CniError> {
         let families = wanted.families();
         if wanted.ports.is_empty() || families.is_empty() {
             return Ok(());
