@@ -101,11 +101,12 @@ fn main() -> Result<()> {
             u32::from(BEFORE) + u32::from(WRITTEN)
         ),
         &[
-            ("twill-proxy", twill, Daemon::Proxy.name()),
-            ("flanneld", twill, Daemon::Flanneld.name()),
-            ("kube-proxy", reference, KUBE_PROXY),
+            ("twill-proxy", resources::used(twill, Daemon::Proxy.name())?),
+            ("flanneld", resources::used(twill, Daemon::Flanneld.name())?),
+            ("kube-proxy", resources::used(reference, KUBE_PROXY)?),
         ],
-    )
+    );
+    Ok(())
 }
 
 fn service(name: &str, address: Ipv4Addr) -> Value {

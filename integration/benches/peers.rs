@@ -94,10 +94,11 @@ fn main() -> Result<()> {
     resources::print(
         &format!("{PEERS} peers"),
         &[
-            ("flanneld", twill, Daemon::Flanneld.name()),
-            ("flannel", reference, flannel),
+            ("flanneld", resources::used(twill, Daemon::Flanneld.name())?),
+            ("flannel", resources::used(reference, flannel)?),
         ],
-    )
+    );
+    Ok(())
 }
 
 fn once(sample: Duration) -> Samples {

@@ -3,19 +3,29 @@
 use anyhow::{Context, Result, ensure};
 use integration::Node;
 
-/// Prints what processes keep in memory, and what they have used of the processor since their start.
-#[expect(clippy::print_stdout, reason = "the benchmark's result")]
-pub(crate) fn print(what: &str, rows: &[(&str, &Node, &str)]) -> Result<()> {
-    println!("\n{what:<24}{:>12}{:>12}", "RSS MiB", "CPU s");
-    for &(name, node, process) in rows {
-        let (memory, processor) = used(node, process)?;
-        println!("  {name:<22}{memory:>12.1}{processor:>12.2}");
-    }
-    Ok(())
+/// What a process uses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Used {
+    /// Resident memory, in MiB.
+    memory: f64,
+    /// Processor time since its start, in seconds.
+    processor: f64,
 }
 
-/// Resident memory in MiB, and processor time in seconds, of a process on a node.
-fn used(node: &Node, process: &str) -> Result<(f64, f64)> {
+/// Prints what processes used, and how much the first needs of the last in memory.
+#[expect(clippy::print_stdout, reason = "the benchmark's result")]
+pub(crate) fn print(what: &str, rows: &[(&str, Used)]) {
+    println!("\n{what:<24}{:>12}{:>12}", "RSS MiB", "CPU s");
+    for (name, used) in rows {
+        println!("  {name:<22}{:>12.1}{:>12.2}", used.memory, used.processor);
+    }
+    if let [(_, first), .., (_, last)] = rows {
+        println!("  {:<22}{:>12.2}", "ratio", first.memory / last.memory);
+    }
+}
+
+/// What a process on a node uses.
+pub(crate) fn used(node: &Node, process: &str) -> Result<Used> {
     /// Clock ticks per second in /proc, on every architecture (`USER_HZ`).
     const TICKS: f64 = 100.0;
     let keeper = node.machine().keeper();
@@ -34,5 +44,8 @@ fn used(node: &Node, process: &str) -> Result<(f64, f64)> {
     let (_, rest) = stat.rsplit_once(')').context("no name in /proc/PID/stat")?;
     let fields: Vec<_> = rest.split_whitespace().collect();
     let ticks = |at: usize| -> Result<f64> { Ok(fields.get(at).context("short stat")?.parse()?) };
-    Ok((resident / 1024.0, (ticks(11)? + ticks(12)?) / TICKS))
+    Ok(Used {
+        memory: resident / 1024.0,
+        processor: (ticks(11)? + ticks(12)?) / TICKS,
+    })
 }
