@@ -5,14 +5,12 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
-use proxy::backend::Backend;
+use clap::{Parser, Subcommand, ValueEnum};
 use proxy::config::{Args, Config, Mode};
 use proxy::daemon;
 use proxy::iptables::route_localnet;
-use proxy::nft::NftBackend;
 use proxy::render::{RenderArgs, render};
-use proxy::succession::Others;
+use proxy::succession::{Only, cleanup};
 
 /// Turns Services and EndpointSlices into NAT in the kernel, in place of kube-proxy.
 ///
@@ -59,12 +57,16 @@ fn print(args: &RenderArgs) -> anyhow::Result<ExitCode> {
 fn run(args: &Args) -> anyhow::Result<()> {
     if args.cleanup {
         agent::logging::init(&args.log, &["proxy"])?;
-        let mut removed = NftBackend::open()?
-            .cleanup()
-            .context("rules could not be removed")?
-            .ops;
-        removed += Others::OfNftables.remove()?;
-        tracing::info!(removed, "removed all rules of ours and of kube-proxy");
+        let mode = (args.proxy_mode.as_deref())
+            .map(|mode| Only::from_str(mode, false))
+            .transpose()
+            .map_err(|_| anyhow::anyhow!("--proxy-mode: want nftables or iptables"))?;
+        let removed = cleanup(mode)?;
+        let mode = args
+            .proxy_mode
+            .as_deref()
+            .unwrap_or("all, and kube-proxy's");
+        tracing::info!(removed, mode, "removed rules");
         return Ok(());
     }
     let config = Config::load(args)?;

@@ -51,6 +51,30 @@ impl Others {
     }
 }
 
+/// Removes rules: of every mode, ours and kube-proxy's, or those of one mode of ours alone, which a kube-proxy in another
+/// mode, or one in mode nftables, does without. Returns how many changes that took.
+///
+/// # Errors
+/// [`RemoveError`]: some of them may be gone.
+pub fn cleanup(mode: Option<Only>) -> Result<usize, RemoveError> {
+    match mode {
+        None => our_tables()
+            .map_err(RemoveError)
+            .and_then(|ops| Ok(ops + Others::OfNftables.remove()?)),
+        Some(Only::Nftables) => our_tables().map_err(RemoveError),
+        Some(Only::Iptables) => leftovers::remove().map_err(|error| RemoveError(error.into())),
+    }
+}
+
+/// Whose rules [`cleanup`] removes, if not all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Only {
+    /// Our tables in nf_tables.
+    Nftables,
+    /// kube-proxy's chains of iptables, whichever proxy made them.
+    Iptables,
+}
+
 fn box_error<E: std::error::Error + Send + Sync + 'static>(
     error: E,
 ) -> Box<dyn std::error::Error + Send + Sync> {

@@ -99,7 +99,9 @@ pub enum ProgramError {
         source: io::Error,
     },
     /// Another one holds the lock for long.
-    #[error("{0}: another program has held the lock of iptables (/run/xtables.lock) for {LOCK} s")]
+    #[error(
+        "{0}: another program has held the lock of iptables for {LOCK} s: end it (`fuser /run/xtables.lock` names it)"
+    )]
     Locked(String),
     /// It refused a line of the document.
     #[error("{program} refused line {line}, `{rule}`: {said}")]
