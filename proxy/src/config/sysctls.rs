@@ -3,10 +3,17 @@
 use std::path::Path;
 use std::time::Duration;
 
-use hostnet::sysctl::{self, Sysctl};
+use hostnet::sysctl::{self, Sysctl, SysctlError};
 
 /// Where the host's switches lie in a container that may not write its own.
 const HOST_SYSCTLS: &str = "/host/proc/sys/net";
+/// The most connections that the kernel remembers.
+const MAX: &str = "netfilter/nf_conntrack_max";
+/// The size of the hash table that they are found by: the module's parameter `hashsize`, which a container's sysfs
+/// does not let it write.
+const BUCKETS: &str = "netfilter/nf_conntrack_buckets";
+/// As kube-proxy and the kernel reckon.
+const CONNECTIONS_PER_BUCKET: u64 = 4;
 
 /// What is asked of connection tracking. What is 0 or `None` is left alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,19 +50,18 @@ impl Default for Conntrack {
 }
 
 impl Conntrack {
+    /// The most connections, on a machine of so many cores; 0: left alone.
+    fn max(&self, cores: u32) -> u64 {
+        match self.max_per_core {
+            0 => 0,
+            per_core => (u64::from(per_core) * u64::from(cores)).max(self.min.into()),
+        }
+    }
+
     /// The switches below `/proc/sys/net` and their values, on a machine of so many cores.
     fn switches(&self, cores: u32) -> Vec<(&'static str, u64)> {
-        let max = match self.max_per_core {
-            0 => 0,
-            per_core => u64::from(per_core) * u64::from(cores),
-        };
-        let max = if max == 0 {
-            0
-        } else {
-            max.max(self.min.into())
-        };
         let all = [
-            ("netfilter/nf_conntrack_max", max),
+            (MAX, self.max(cores)),
             (
                 "netfilter/nf_conntrack_tcp_timeout_established",
                 self.tcp_established.as_secs(),
@@ -85,18 +91,35 @@ impl Conntrack {
             .find(|root| Path::new(root).is_dir());
         let sysctl = Sysctl::new(root.unwrap_or(sysctl::ROOT));
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-        (self.switches(cores).into_iter())
-            .filter_map(
-                |(key, value)| match sysctl.ensure(key, &value.to_string()) {
-                    Ok(true) => {
-                        tracing::info!(key, value, "set for connection tracking");
-                        None
+        self.apply_to(&sysctl, cores)
+    }
+
+    fn apply_to(&self, sysctl: &Sysctl, cores: u32) -> Vec<String> {
+        let set = |key, value: u64| {
+            if sysctl.ensure(key, &value.to_string())? {
+                tracing::info!(key, value, "set for connection tracking");
+            }
+            Ok::<_, SysctlError>(())
+        };
+        let mut warnings = Vec::new();
+        for (key, value) in self.switches(cores) {
+            let done = set(key, value);
+            // A table that others made larger stays so.
+            let done = match done {
+                Ok(()) if key == MAX => sysctl.get(BUCKETS).and_then(|buckets| {
+                    let wanted = value / CONNECTIONS_PER_BUCKET;
+                    let is_enough = buckets.parse().is_ok_and(|buckets: u64| buckets >= wanted);
+                    if is_enough {
+                        Ok(())
+                    } else {
+                        set(BUCKETS, wanted)
                     }
-                    Ok(false) => None,
-                    Err(error) => Some(crate::run::chain(&error)),
-                },
-            )
-            .collect()
+                }),
+                done => done,
+            };
+            warnings.extend(done.err().map(|error| crate::run::chain(&error)));
+        }
+        warnings
     }
 }
 
@@ -122,6 +145,45 @@ mod tests {
     }
 
     #[test]
+    fn the_hash_table_grows_with_the_most_connections_and_never_shrinks() {
+        let conntrack = Conntrack {
+            tcp_established: Duration::ZERO,
+            tcp_close_wait: Duration::ZERO,
+            ..Conntrack::default()
+        };
+        let buckets_from = |before: &str| {
+            let root = tempfile::tempdir().unwrap();
+            let path = |key| root.path().join(key);
+            std::fs::create_dir(path("netfilter")).unwrap();
+            for (key, value) in [(MAX, "65536"), (BUCKETS, before)] {
+                hostnet::atomic_file::replace(path(key), value.as_bytes(), 0o600).unwrap();
+            }
+            let sysctl = Sysctl::new(root.path());
+            assert_eq!(conntrack.apply_to(&sysctl, 8), [""; 0]);
+            assert_eq!(sysctl.get(MAX).unwrap(), "262144");
+            sysctl.get(BUCKETS).unwrap()
+        };
+        assert_eq!(buckets_from("16384"), "65536");
+        assert_eq!(buckets_from("131072"), "131072");
+    }
+
+    #[test]
+    fn a_hash_table_that_cannot_be_made_larger_is_a_warning() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("netfilter")).unwrap();
+        let max = root.path().join(MAX);
+        hostnet::atomic_file::replace(&max, b"131072", 0o600).unwrap();
+        let conntrack = Conntrack {
+            tcp_established: Duration::ZERO,
+            tcp_close_wait: Duration::ZERO,
+            ..Conntrack::default()
+        };
+        let warnings = conntrack.apply_to(&Sysctl::new(root.path()), 2);
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains(BUCKETS), "{warnings:?}");
+    }
+
+    #[test]
     fn timeouts_are_set_and_what_cannot_be_is_said() {
         let ns = Ns::new("sysctls");
         let conntrack = Conntrack {
@@ -135,11 +197,18 @@ mod tests {
         let established = ns.sysctl("netfilter/nf_conntrack_tcp_timeout_established");
         assert_eq!(established, "86400");
         // The size of the table is the host's: no namespace but the first may set it.
-        let is_about_the_size = |warning: &String| warning.contains("nf_conntrack_max");
+        let is_about_the_size =
+            |warning: &String| warning.contains(MAX) || warning.contains(BUCKETS);
         assert!(warnings.iter().all(is_about_the_size), "{warnings:?}");
-        let max = ns.sysctl("netfilter/nf_conntrack_max");
+        let max = ns.sysctl(MAX);
         let cores = std::thread::available_parallelism().unwrap().get() as u64;
         let wanted = (cores * 32_768).max(131_072).to_string();
-        assert_eq!(warnings.is_empty(), max == wanted, "{max}, {warnings:?}");
+        let buckets: u64 = ns.sysctl(BUCKETS).parse().unwrap();
+        let is_right = max == wanted && buckets >= cores * 8_192 && buckets >= 32_768;
+        assert_eq!(
+            warnings.is_empty(),
+            is_right,
+            "{max}, {buckets}, {warnings:?}"
+        );
     }
 }
