@@ -39,9 +39,18 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// A value, `None` if missing or `null`.
+    /// A value, `None` if missing or `null`. The key may be written in other case, as for any program that reads JSON
+    /// with Go's `encoding/json`: containerd's own list of host ports has `HostPort`, its bandwidth `IngressRate`.
     pub(super) fn value(&self, key: &str) -> Option<&'a Value> {
-        self.object?.get(key).filter(|value| !value.is_null())
+        let object = self.object?;
+        let in_other_case = || {
+            let mut entries = object.iter();
+            entries.find_map(|(name, value)| name.eq_ignore_ascii_case(key).then_some(value))
+        };
+        object
+            .get(key)
+            .or_else(in_other_case)
+            .filter(|value| !value.is_null())
     }
 
     /// Whether any of the keys has a value.

@@ -219,6 +219,17 @@ mod tests {
         read(&Fields::at("runtimeConfig", &object))
     }
 
+    /// containerd 2.4 writes Go's own field names, which Go's reader takes in any case.
+    #[test]
+    fn what_containerd_sends() {
+        let ports = parse(json!([
+            {"HostPort": 18080, "ContainerPort": 8080, "Protocol": "tcp", "HostIP": ""},
+            {"HostPort": 53, "ContainerPort": 54, "Protocol": "udp", "HostIP": "127.0.0.1"},
+        ]));
+        let texts: Vec<_> = ports.unwrap().iter().map(PortMapping::to_string).collect();
+        assert_eq!(texts, ["18080/tcp", "127.0.0.1:53/udp"]);
+    }
+
     #[test]
     fn what_runtimes_send() {
         let ports = parse(json!([

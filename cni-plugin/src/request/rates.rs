@@ -114,6 +114,15 @@ mod tests {
         );
     }
 
+    /// containerd 2.4 writes Go's own field names, zeros for a direction without limit, and the largest burst.
+    #[test]
+    fn what_containerd_sends() {
+        let bandwidth = json!({"IngressRate": 8_000_000, "IngressBurst": u32::MAX, "EgressRate": 0, "EgressBurst": 0});
+        let rates = parse(json!({"runtimeConfig": {"bandwidth": bandwidth}})).unwrap();
+        assert_eq!(rates.ingress.map(|rate| rate.rate), Some(1_000_000));
+        assert_eq!(rates.egress, None);
+    }
+
     #[test]
     fn half_a_direction_is_refused() {
         for (document, text) in [
