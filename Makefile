@@ -5,7 +5,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench dist images manifests clean prepare benched
+.PHONY: help demo test e2e lint bench dist images manifests clean prepare benched
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/twill
 DENY_VERSION := 0.20.2
@@ -17,7 +17,7 @@ STATIC := -C target-feature=+crt-static -C strip=symbols -C link-arg=-Wl,-z,pack
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-9s %s\n' "$$target" "$$what"; done
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-9s %s\n' "$$target" "$$what"; done
 
 demo: prepare ## A packet's whole way, each line read from the kernel (MODE=iptables: with kube-proxy's chains; KEEP=1 leaves the lab standing)
 	@$(STEP) "building Twill" cargo build --release --workspace --bins
@@ -29,9 +29,15 @@ test: prepare ## All tests: unit, property, and end to end with real packets
 	@target/debug/lab prepare
 	@$(STEP) "testing" cargo test --workspace
 
+e2e: prepare images ## A cluster made by kind: install, hello-world, restart, upgrade, uninstall
+	@integration/kind/prepare
+	@$(STEP) "building the test" cargo test --package integration --test kind --no-run
+	@$(STEP) "testing on a kind cluster" cargo test --package integration --test kind -- --nocapture
+
 lint: prepare $(DENY) ## Formatting, clippy without warnings, bans and licences of dependencies
 	@$(STEP) "formatting" cargo fmt --all --check
 	@$(STEP) "clippy" cargo clippy --workspace --all-targets -- -D warnings
+	@$(STEP) "clippy of the kind cluster's test" cargo clippy --package integration --test kind -- -D warnings
 	@$(STEP) "dependencies" $(DENY) check bans licenses sources
 
 bench: prepare benched ## The figures of the README, beside the programs that Twill replaces

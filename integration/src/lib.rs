@@ -27,6 +27,7 @@ pub mod demo;
 pub mod http;
 pub mod inspect;
 pub mod keeper;
+pub mod kind;
 pub mod lab;
 pub mod machine;
 pub mod manifests;

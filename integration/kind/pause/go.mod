@@ -1,0 +1,3 @@
+module twill/integration/kind/pause
+
+go 1.26.0

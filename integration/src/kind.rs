@@ -1,0 +1,158 @@
+//! A cluster made by kind, with kubelet, containerd and systemd: `integration/kind` builds what it consists of, and the
+//! box in which it runs and with which it ends.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::progress::Progress;
+use crate::wait;
+
+/// The folder of the scripts and of the cluster's configuration.
+const KIND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kind");
+
+/// The cluster's nodes: the control plane first.
+pub const NODES: [&str; 3] = ["twill-control-plane", "twill-worker", "twill-worker2"];
+
+/// A running cluster, without a network of its own. Dropped, all of it ends.
+#[derive(Debug)]
+pub struct Cluster {
+    container: Child,
+    run: PathBuf,
+    /// The box's first process, as this machine counts.
+    pid: u32,
+    progress: Progress,
+}
+
+impl Cluster {
+    /// Builds what is missing, which takes minutes the first time, and makes the cluster.
+    ///
+    /// # Errors
+    /// No root, a Debian package that is missing (the error names it), or kind's own.
+    pub fn create(progress: Progress) -> Result<Cluster> {
+        let mut container = Command::new(format!("{KIND}/box"))
+            .args(["sh", "-c", r#"echo "$TWILL_KIND_RUN"; cat"#])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run {KIND}/box"))?;
+        let output = container.stdout.take().context("the box has no output")?;
+        let mut run = String::new();
+        BufReader::new(output).read_line(&mut run)?;
+        ensure!(!run.is_empty(), "the box did not start: see above");
+        let run = PathBuf::from(run.trim());
+        let pid = first_process(&run)?;
+        let cluster = Cluster {
+            container,
+            run,
+            pid,
+            progress,
+        };
+        let step = progress.step("making a cluster of three nodes");
+        let config = format!("{KIND}/cluster.yaml");
+        cluster.shell(&format!(
+            "kind create cluster --config {config} --image \"$KIND_IMAGE\" --quiet"
+        ))?;
+        step.done();
+        Ok(cluster)
+    }
+
+    /// Runs a line of shell in the box, where `kubectl`, `docker` and `kind` work.
+    ///
+    /// # Errors
+    /// It fails; the error has what it said.
+    pub fn shell(&self, line: &str) -> Result<String> {
+        let output = self.command(line).output().context("cannot run nsenter")?;
+        ensure!(
+            output.status.success(),
+            "`{line}` fails: {}{}",
+            String::from_utf8_lossy(&output.stderr),
+            String::from_utf8_lossy(&output.stdout)
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// A line of shell in the box, to run as one likes.
+    pub fn command(&self, line: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--mount", "--net", "--pid", "--target"])
+            .arg(self.pid.to_string())
+            .args(["bash", "-c"])
+            .arg(format!(". {}/environment; {line}", self.run.display()))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// `kubectl` with these arguments.
+    ///
+    /// # Errors
+    /// As of [`Cluster::shell`].
+    pub fn kubectl(&self, arguments: &str) -> Result<String> {
+        self.shell(&format!("kubectl {arguments}"))
+    }
+
+    /// A line of shell on a node.
+    ///
+    /// # Errors
+    /// As of [`Cluster::shell`].
+    pub fn on(&self, node: &str, line: &str) -> Result<String> {
+        let quoted = line.replace('\'', r"'\''");
+        self.shell(&format!("docker exec {node} bash -c '{quoted}'"))
+    }
+
+    /// Brings an image archive to all nodes.
+    ///
+    /// # Errors
+    /// As of [`Cluster::shell`].
+    pub fn load(&self, archive: &str) -> Result<()> {
+        self.shell(&format!("kind load image-archive {archive} --name twill"))?;
+        Ok(())
+    }
+
+    /// Waits until a `kubectl` question has the wished answer.
+    ///
+    /// # Errors
+    /// It has not in `patience`; the error has the last answer.
+    pub fn until(
+        &self,
+        what: &str,
+        patience: Duration,
+        question: &str,
+        wish: impl Fn(&str) -> bool,
+    ) -> Result<()> {
+        let step = self.progress.step(format!("waiting for {what}"));
+        wait::until(what, patience, || {
+            Ok(self.shell(question).and_then(|answer| {
+                ensure!(wish(&answer), "`{question}` says:\n{answer}");
+                Ok(())
+            }))
+        })?;
+        step.done();
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // The box waits for the end of its input, and cleans up.
+        drop(self.container.stdin.take());
+        if let Err(error) = self.container.wait() {
+            eprintln!("the box of the cluster does not end: {error}");
+        }
+    }
+}
+
+/// The child of the `unshare` that the box has noted.
+fn first_process(run: &std::path::Path) -> Result<u32> {
+    let read = |path: String| {
+        std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
+    };
+    let unshare = read(format!("{}/unshare.pid", run.display()))?;
+    let unshare = unshare.trim();
+    let children = read(format!("/proc/{unshare}/task/{unshare}/children"))?;
+    children.trim().parse().context("the box has no process")
+}
