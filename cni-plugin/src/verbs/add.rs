@@ -96,14 +96,14 @@ pub fn add(target: &Target, config: &Config, raw: &RawRequest) -> Result<Outcome
         Ok(bridge) => {
             let mut outcome = outcome(&attachment, &record, &bridge, netns);
             if let Some(name) = &record.ifb {
-                outcome
-                    .interfaces
-                    .extend(host.link(name)?.map(|link| Interface {
-                        name: link.name,
-                        mac: link.mac.unwrap_or_default(),
-                        mtu: link.mtu,
-                        sandbox: None,
-                    }));
+                // The pod is attached: that the device cannot be looked at is no reason to fail now.
+                let found = host.link(name).unwrap_or_default();
+                outcome.interfaces.extend(found.map(|link| Interface {
+                    name: link.name,
+                    mac: link.mac.unwrap_or_default(),
+                    mtu: link.mtu,
+                    sandbox: None,
+                }));
             }
             outcome.before = before;
             Ok(outcome)

@@ -29,6 +29,16 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
+    /// Of an exit status and what was written to standard output.
+    pub(crate) fn of(ok: bool, stdout: &[u8]) -> Reply {
+        let json = match stdout {
+            [] => Value::Null,
+            text => serde_json::from_slice(text)
+                .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(text))),
+        };
+        Reply { ok, json }
+    }
+
     /// The result of an ADD that must have succeeded.
     pub(crate) fn result(self) -> Value {
         assert!(self.ok, "{:#}", self.json);
@@ -235,20 +245,12 @@ impl Node {
 /// Waits for a call to end and reads its answer; nothing but JSON is allowed on standard output.
 pub(crate) fn finish(child: Child) -> Reply {
     let output = child.wait_with_output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let json = match text.as_str() {
-        "" => Value::Null,
-        text => serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}")),
-    };
     assert!(
         output.stderr.is_empty(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    Reply {
-        ok: output.status.success(),
-        json,
-    }
+    Reply::of(output.status.success(), &output.stdout)
 }
 
 fn names(dir: &Path) -> Vec<String> {
