@@ -177,6 +177,33 @@ fn without_the_program_rules_stay_and_the_remedy_is_named() {
 }
 
 #[test]
+fn with_a_program_that_is_too_old_rules_stay_and_the_remedy_is_named() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    let legacy = ["--iptables-variant=legacy"];
+    start(one, &legacy);
+    wait_answer(one, "10.96.0.80:80");
+    let before = saved(one);
+    stop(one, TWILL_PROXY);
+    write(&lab, "late", "10.96.0.81", NODE_PORT + 1);
+    // It says of itself that it is old, and does everything else.
+    let script = "#!/bin/sh\n\
+        [ \"$1\" = --version ] && exec echo iptables-restore v1.4.21\n\
+        exec /usr/sbin/iptables-legacy-restore \"$@\"\n";
+    let old = "/run/old/iptables-legacy-restore";
+    one.machine().write(old, script).unwrap();
+    one.machine().run(&format!("chmod +x {old}")).unwrap();
+    let path = "PATH=/run/old:/usr/sbin:/usr/bin:/sbin:/bin";
+    start_by(one, &["/usr/bin/env", path], &legacy);
+    wait_log(
+        one,
+        "is too old, it says `iptables-restore v1.4.21`: --wait and --random-fully came with 1.6.2; install iptables",
+    );
+    assert_eq!(saved(one), before);
+    wait_answer(one, "10.96.0.80:80");
+}
+
+#[test]
 fn in_the_old_tables_what_others_flush_comes_back_with_the_next_period() {
     let lab = lab();
     let one = lab.node("one").unwrap();

@@ -30,6 +30,8 @@ pub struct IptablesBackend {
     /// Processes that changed something for us.
     ours: VecDeque<u32>,
     told_of_localnet: bool,
+    /// The programs are new enough.
+    is_checked: bool,
 }
 
 /// Why a call failed.
@@ -57,6 +59,7 @@ impl IptablesBackend {
             states: [None, None],
             ours: VecDeque::new(),
             told_of_localnet: false,
+            is_checked: false,
         }
     }
 
@@ -141,6 +144,13 @@ impl Backend for IptablesBackend {
 
     fn replace(&mut self, ruleset: &Ruleset) -> Result<Applied, IptablesError> {
         let mut ops = 0;
+        if !self.is_checked {
+            // Those of both families are one program.
+            let family = Family::V4;
+            (self.programs.check(family))
+                .map_err(|source| IptablesError::Program { family, source })?;
+            self.is_checked = true;
+        }
         for family in Family::ALL {
             ops += self
                 .replace_family(family, ruleset.family(family))

@@ -14,6 +14,10 @@ use super::names::KUBELET_CANARY;
 /// How long the lock is waited for that other iptables programs hold, in seconds.
 const LOCK: u32 = 5;
 
+/// Before this release `iptables-restore` knows no `--wait`, and no rule `--random-fully`. kube-proxy's
+/// `WaitRestoreMinVersion` and `RandomFullyMinVersion`.
+const LEAST: [u32; 3] = [1, 6, 2];
+
 /// Chains of other components that were made so that programs in containers can tell which iptables the host uses:
 /// of kubeadm and others, and the kubelet's (KEP-3178).
 const HINTS: [&str; 2] = ["KUBE-IPTABLES-HINT", KUBELET_CANARY];
@@ -90,6 +94,17 @@ pub enum ProgramError {
         "{0} is not there: install iptables 1.8 or newer, or use mode nftables, which needs no program"
     )]
     Missing(String),
+    /// It is of a release that does not do what is needed.
+    #[error(
+        "{program} is too old, it says `{said}`: --wait and --random-fully came with 1.6.2; install iptables 1.8 or \
+         newer, or use mode nftables, which needs no program"
+    )]
+    TooOld {
+        /// The program.
+        program: String,
+        /// What it said, asked for its version.
+        said: String,
+    },
     /// It cannot be run.
     #[error("{program} cannot be run: {source}")]
     Run {
@@ -141,6 +156,25 @@ impl Programs {
             Family::V6 => "6",
         };
         format!("ip{six}tables-{}-{command}", self.variant.as_str())
+    }
+
+    /// Whether the programs do what is asked of them here. Those that do not say of which release they are pass.
+    pub(super) fn check(self, family: Family) -> Result<(), ProgramError> {
+        let (program, mut command) = self.command(family, "restore");
+        match finished(&program, command.arg("--version").output(), "") {
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+                match version(&said) {
+                    Some(version) if version < LEAST => Err(ProgramError::TooOld { program, said }),
+                    _ => Ok(()),
+                }
+            }
+            // Releases before 1.6.2 do not know the option.
+            Err(ProgramError::Failed { said, .. }) if said.contains("unrecognized option") => {
+                Err(ProgramError::TooOld { program, said })
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// What all tables of a family hold.
@@ -225,6 +259,15 @@ fn finished(
     })
 }
 
+/// The release in what a program says of itself: `iptables-restore v1.8.9 (legacy)`.
+fn version(said: &str) -> Option<[u32; 3]> {
+    let is_version = |word: &&str| word.starts_with('v');
+    let version = said.split_whitespace().find(is_version)?;
+    let mut parts = version[1..].split('.').map(|part| part.parse().ok());
+    let mut next = || parts.next().unwrap_or(Some(0));
+    Some([next()?, next()?, next()?])
+}
+
 /// The line that a program complains of: `line 12 failed`, `line: 12`.
 fn line_number(said: &str) -> Option<usize> {
     let numbers = said.match_indices("line").filter_map(|(at, word)| {
@@ -238,6 +281,20 @@ fn line_number(said: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_release_is_older_or_newer_than_the_least_one() {
+        let is_old = |said: &str| version(said).map(|version| version < LEAST);
+        assert_eq!(is_old("iptables-restore v1.8.9 (legacy)"), Some(false));
+        assert_eq!(
+            is_old("iptables-nft-restore v1.10 (nf_tables)"),
+            Some(false)
+        );
+        assert_eq!(is_old("iptables-restore v1.6.2"), Some(false));
+        assert_eq!(is_old("iptables-restore v1.6.1"), Some(true));
+        assert_eq!(is_old("iptables-restore v1.4.21"), Some(true));
+        assert_eq!(is_old("another implementation"), None);
+    }
 
     #[test]
     fn the_line_is_found_in_what_each_program_says() {
