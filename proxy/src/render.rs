@@ -314,6 +314,15 @@ mod tests {
     }
 
     #[test]
+    fn the_worked_example_as_kube_proxys_chains() {
+        let dir = dump(&[("all.yaml", SEED)]);
+        let flags = ["--node=k8s-node-2", "--mode=iptables"];
+        let rendered = run(dir.path(), &flags).unwrap();
+        insta::assert_snapshot!(rendered.text);
+        assert!(!rendered.differs);
+    }
+
+    #[test]
     fn what_is_printed_loads_and_is_what_the_daemon_would_make() {
         require_tool("nft", "nftables");
         let dir = dump(&[("all.yaml", SEED)]);
