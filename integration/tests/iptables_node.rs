@@ -6,6 +6,7 @@ use integration::lab::Lab;
 use integration::machine::ADMIN_CONF;
 use integration::traffic::{self, Transport};
 use integration::{Node, wait};
+use k8s_openapi::api::events::v1::Event;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -222,5 +223,25 @@ fn in_the_old_tables_what_others_flush_comes_back_with_the_next_period() {
         })
         .unwrap();
     }
+    wait_answer(one, "10.96.0.80:80");
+}
+
+#[test]
+fn a_variant_that_is_not_the_kubelets_is_named_in_the_log_and_on_the_node() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    let kubelet = "iptables-nft -t mangle -N KUBE-KUBELET-CANARY";
+    one.machine().run(kubelet).unwrap();
+    start(one, &["--iptables-variant=legacy"]);
+    wait_log(one, "the kubelet and others use the other iptables");
+    wait::until("an Event", wait::PATIENCE, || {
+        let events = lab.api().list::<Event>(Some("default"))?;
+        let told = events.iter().any(|event| {
+            event.reason.as_deref() == Some("IptablesVariantMismatch")
+                && (event.note.as_deref()).is_some_and(|note| note.ends_with("or set it to nft"))
+        });
+        Ok(wait::holds(told, &format!("{events:?}")))
+    })
+    .unwrap();
     wait_answer(one, "10.96.0.80:80");
 }

@@ -122,6 +122,19 @@ pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result
         }
         Mode::Iptables { options, variant } => {
             let backend = iptables_backend(options, variant);
+            let variant = backend.variant();
+            if let Some(others) = variant.contradicted() {
+                let (ours, others_name) = (variant.as_str(), others.as_str());
+                tracing::warn!(
+                    ours,
+                    others = others_name,
+                    "the kubelet and others use the other iptables, so that rules of both are in force: leave \
+                     iptables.variant out or set it to theirs"
+                );
+                service
+                    .events
+                    .contradicted(&config.hostname, variant, others);
+            }
             let backend = Successor::new(backend, Others::OfIptables);
             service.run(backend, updates, stop).await
         }

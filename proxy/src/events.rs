@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 
 use crate::host_ports::Clash;
 use crate::index::{Index, ObjectName};
+use crate::iptables::Variant;
 use crate::plan::{Conflict, HealthCheck};
 
 /// Where Events go; nowhere by default.
@@ -27,6 +28,22 @@ impl Events {
             action: "StartKubeProxy",
             note: format!("twill-proxy {}", agent::metrics::VERSION),
             // As kubelet and kube-proxy do: a Node's Events are found by its name in place of its UID.
+            regarding: node(name, name),
+            related: None,
+        });
+    }
+
+    /// Other components of a Node use the other of the kernel's two iptables.
+    pub fn contradicted(&self, name: &str, ours: Variant, others: Variant) {
+        let (ours, others) = (ours.as_str(), others.as_str());
+        self.publish(|| Notice {
+            warning: true,
+            reason: "IptablesVariantMismatch",
+            action: "StartKubeProxy",
+            note: format!(
+                "twill-proxy uses iptables-{ours} as it was told, the kubelet and others iptables-{others}, so that rules \
+                 of both are in force: leave iptables.variant out or set it to {others}"
+            ),
             regarding: node(name, name),
             related: None,
         });

@@ -3,13 +3,14 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-use hostnet::nft::Change;
+use hostnet::nft::{Change, Nft, Op, TableId};
 use hostnet::sysctl::{Sysctl, SysctlError};
 use hostnet::vocab::Family;
 
 use super::diff;
 use super::fixed::Context;
 use super::index;
+use super::leftovers::is_proxys;
 use super::options::Options;
 use super::program::{ProgramError, Programs, Variant};
 use super::saved::Saved;
@@ -85,7 +86,12 @@ impl IptablesBackend {
             saved => saved?,
         };
         let context = Context::new(family, &self.options, rules);
-        let script = diff::full(&context, rules, &Saved::parse(&text));
+        let saved = Saved::parse(&text);
+        if let Some(chain) = unseen_chain(family, &text, &saved) {
+            let program = self.programs.name(family, "restore");
+            return Err(ProgramError::Foreign { program, chain });
+        }
+        let script = diff::full(&context, rules, &saved);
         drop(text);
         let ops = self.send(family, &script)?;
         self.states[index(family)] = Some(rules.clone());
@@ -198,7 +204,7 @@ impl Backend for IptablesBackend {
 
     fn is_disturbed_by(&self, change: &Change) -> bool {
         let is_ours = |id: u32| self.ours.contains(&id);
-        let touches = |table: &hostnet::nft::TableId| {
+        let touches = |table: &TableId| {
             Family::ALL.contains(&table.family) && Table::by_name(&table.name).is_some()
         };
         self.variant() == Variant::Nft
@@ -236,6 +242,25 @@ pub fn route_localnet(options: &Options) -> Result<bool, SysctlError> {
         return Ok(false);
     }
     Sysctl::default().ensure("ipv4/conf/all/route_localnet", "1")
+}
+
+/// A chain of a proxy's name that `iptables-nft-save` leaves out: a document would change tables before it is refused.
+fn unseen_chain(family: Family, text: &str, saved: &Saved<'_>) -> Option<String> {
+    let leaves_out = |line: &str| line.starts_with("# Table ") && line.contains("incompatible");
+    if !text.lines().any(leaves_out) {
+        return None;
+    }
+    Table::ALL.into_iter().find_map(|table| {
+        let is_unseen =
+            |chain: &str| is_proxys(chain, false) && saved.rules(table, chain).is_none();
+        let found = Nft::open()
+            .ok()?
+            .leftover_chains(&TableId::new(family, table.name()), is_unseen);
+        found.ok()?.ops.into_iter().find_map(|op| match op {
+            Op::DeleteChain(chain) => Some(chain.to_string()),
+            _ => None,
+        })
+    })
 }
 
 fn applied(ops: usize) -> Applied {

@@ -43,24 +43,40 @@ impl Variant {
     /// The one that the host uses: by hints that others have left, else the one that has rules, else the one whose
     /// program there is, nf_tables first.
     pub fn of_host() -> Variant {
-        let legacy = |table| xtables::chains(Family::V4, table).unwrap_or_default();
-        let is_hint = |chain: &str| HINTS.contains(&chain);
-        if nft_has("mangle", is_hint) {
+        if Variant::Nft.has_hint() {
             return Variant::Nft;
         }
-        let has_hint = legacy("mangle").iter().any(|chain| is_hint(chain));
+        let legacy = |table| xtables::chains(Family::V4, table).unwrap_or_default();
         let tables = ["filter", "nat", "mangle"];
         let has_rules = || {
             tables.iter().any(|table| !legacy(table).is_empty())
                 && !tables.iter().any(|table| nft_has(table, |_| true))
         };
-        if has_hint
+        if Variant::Legacy.has_hint()
             || has_rules()
             || !is_there("iptables-nft-restore") && is_there("iptables-legacy-restore")
         {
             return Variant::Legacy;
         }
         Variant::Nft
+    }
+
+    /// The other one, if hints of others say that the host uses that, and none that it uses this.
+    pub fn contradicted(self) -> Option<Variant> {
+        let other = match self {
+            Variant::Nft => Variant::Legacy,
+            Variant::Legacy => Variant::Nft,
+        };
+        (other.has_hint() && !self.has_hint()).then_some(other)
+    }
+
+    fn has_hint(self) -> bool {
+        let is_hint = |chain: &str| HINTS.contains(&chain);
+        match self {
+            Variant::Nft => nft_has("mangle", is_hint),
+            Variant::Legacy => xtables::chains(Family::V4, "mangle")
+                .is_ok_and(|chains| chains.iter().any(|chain| is_hint(chain))),
+        }
     }
 }
 
@@ -118,6 +134,17 @@ pub enum ProgramError {
         "{0}: another program has held the lock of iptables for {LOCK} s: end it (`fuser /run/xtables.lock` names it)"
     )]
     Locked(String),
+    /// A chain of our name is one that these programs do not see: a base chain, say, which `nft` has made.
+    #[error(
+        "{program}: chain {chain} is another program's, which iptables cannot change: rename or delete it (`nft list \
+         ruleset` shows it), or use mode nftables, which has a table of its own"
+    )]
+    Foreign {
+        /// The program.
+        program: String,
+        /// The chain.
+        chain: String,
+    },
     /// It refused a line of the document.
     #[error("{program} refused line {line}, `{rule}`: {said}")]
     Line {
@@ -150,7 +177,7 @@ impl Programs {
     }
 
     /// `ip6tables-nft-save` and so on.
-    fn name(self, family: Family, command: &str) -> String {
+    pub(super) fn name(self, family: Family, command: &str) -> String {
         let six = match family {
             Family::V4 => "",
             Family::V6 => "6",

@@ -301,3 +301,39 @@ fn the_hosts_own_iptables_is_chosen() {
     let kubelet = ("iptables-nft", "-t mangle -N KUBE-KUBELET-CANARY");
     assert_eq!(of(&[hint, kubelet]), Variant::Nft);
 }
+
+#[test]
+fn a_variant_that_the_hosts_hints_speak_against_is_found() {
+    let of = |hints: &[&str]| {
+        let ns = Ns::new("variant");
+        for program in hints {
+            ns.sh(program, &["-t", "mangle", "-N", "KUBE-KUBELET-CANARY"]);
+        }
+        ns.run(|| VARIANTS.map(Variant::contradicted))
+    };
+    let (nft, legacy) = ("iptables-nft", "iptables-legacy");
+    assert_eq!(of(&[]), [None, None]);
+    assert_eq!(of(&[nft]), [None, Some(Variant::Nft)]);
+    assert_eq!(of(&[legacy]), [Some(Variant::Legacy), None]);
+    assert_eq!(of(&[nft, legacy]), [None, None]);
+}
+
+#[test]
+fn a_chain_of_our_name_that_iptables_cannot_change_is_named_and_nothing_is_done() {
+    require_tool("nft", "nftables");
+    let mut node = Node::new(Variant::Nft, Options::default());
+    let chain = "KUBE-SERVICES { type nat hook prerouting priority -100; }";
+    node.ns.sh("nft", &["add", "chain", "ip", "nat", chain]);
+    let rules = |node: &Node| node.ns.sh("nft", &["list", "ruleset"]);
+    let before = rules(&node);
+    let text = crate::run::chain(&node.replace(&both()).unwrap_err());
+    assert!(
+        text.contains("chain KUBE-SERVICES is another program's, which iptables cannot change: rename or delete it"),
+        "{text}"
+    );
+    assert_eq!(rules(&node), before);
+    node.ns
+        .sh("nft", &["delete", "chain", "ip", "nat", "KUBE-SERVICES"]);
+    assert!(node.replace(&both()).unwrap() > 0);
+    assert_eq!(node.restarted(&both()), 0);
+}
