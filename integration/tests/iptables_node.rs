@@ -245,3 +245,30 @@ fn a_variant_that_is_not_the_kubelets_is_named_in_the_log_and_on_the_node() {
     .unwrap();
     wait_answer(one, "10.96.0.80:80");
 }
+
+#[test]
+fn chains_in_the_old_tables_are_named_where_no_program_can_remove_them() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    start(one, &["--iptables-variant=legacy"]);
+    wait_answer(one, "10.96.0.80:80");
+    stop(one, TWILL_PROXY);
+    let before = saved(one);
+    let argv = [
+        "/usr/bin/env",
+        "PATH=/nowhere",
+        "/opt/twill/twill-proxy",
+        "--cleanup",
+    ];
+    one.machine().spawn(TWILL_PROXY, &argv, &[]).unwrap();
+    wait_log(
+        one,
+        "in the old tables of iptables, and still in force: install iptables there",
+    );
+    assert_eq!(saved(one), before);
+    one.machine()
+        .run("/opt/twill/twill-proxy --cleanup")
+        .unwrap();
+    let left = saved(one);
+    assert!(!left.iter().any(|line| line.contains("KUBE-")), "{left:#?}");
+}
