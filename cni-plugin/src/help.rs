@@ -86,7 +86,10 @@ Commands of a person's, or of an image without a shell:
       copies the program into DIR, and FILE under its own name where a folder is told. Files appear
       whole; a newer version is replaced with --force only; bridge and flannel are left alone.
   twill-cni uninstall --bin-dir DIR [--conf-dir DIR --conflist FILE]
-      removes them again; a configuration that does not name twill-cni stays
+                      [--state-dir DIR] [--data-dir DIR]
+      removes them again; a configuration that does not name twill-cni stays. With the program go
+      its tables, a cni0 that it made and that has no ports, its stateDir, and networks of
+      ipam.dataDir without reservations; while pods have their attachments, it tells what stays
 
 Options: --help, --version
 ";

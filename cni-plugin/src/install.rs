@@ -10,7 +10,9 @@ use hostnet::atomic_file;
 use hostnet::vocab::names;
 use serde_json::Value;
 
+use crate::error::CniError;
 use crate::help;
+use crate::remains;
 
 /// What to bring where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +26,10 @@ pub struct Options {
     pub conflist: Option<PathBuf>,
     /// `--force`: in place of a newer version too.
     pub force: bool,
+    /// `--state-dir`, to uninstall: where the records of attachments are, if not at the usual place.
+    pub state_dir: Option<PathBuf>,
+    /// `--data-dir`, to uninstall: where host-local's reservations are, if not at the usual place.
+    pub data_dir: Option<PathBuf>,
 }
 
 /// What keeps it from being done.
@@ -68,6 +74,9 @@ pub enum InstallError {
         /// Which, and why.
         error: atomic_file::WriteError,
     },
+    /// What calls have left on the node could not be taken away.
+    #[error(transparent)]
+    Remains(#[from] CniError),
 }
 
 impl Options {
@@ -88,6 +97,8 @@ impl Options {
                 "--bin-dir" => &mut options.bin_dir,
                 "--conf-dir" => &mut options.conf_dir,
                 "--conflist" => &mut options.conflist,
+                "--state-dir" => &mut options.state_dir,
+                "--data-dir" => &mut options.data_dir,
                 other => {
                     return Err(InstallError::Usage(format!("{other:?} is not an option")));
                 }
@@ -120,8 +131,8 @@ impl Options {
 }
 
 /// Copies the running program, and the configuration where one is told. Everything is checked
-/// before anything is written; each file appears whole. Returns what was done, line by line.
-pub fn install(options: &Options) -> Result<Vec<String>, InstallError> {
+/// before anything is written; each file appears whole. `tell` gets a line for each thing done.
+pub fn install(options: &Options, tell: &mut dyn FnMut(String)) -> Result<(), InstallError> {
     let conflist = match (&options.conflist, options.conf_file()) {
         (Some(source), Some(target)) => Some((read_conflist(source)?, target)),
         _ => None,
@@ -134,23 +145,22 @@ pub fn install(options: &Options) -> Result<Vec<String>, InstallError> {
         }
         None => None,
     };
-    let mut done = Vec::new();
     // The program first: a configuration that names it makes the runtime call it.
     if let Some((contents, target)) = program {
-        done.push(put(&target, &contents, 0o755)?);
+        tell(put(&target, &contents, 0o755)?);
     }
     if let Some((contents, target)) = conflist {
-        done.push(put(&target, &contents, 0o644)?);
+        tell(put(&target, &contents, 0o644)?);
     }
-    Ok(done)
+    Ok(())
 }
 
 /// Removes what [`install`] put there: the configuration first, so that the runtime calls nothing
-/// that is not there. What is not ours is left alone. Returns what was done.
-pub fn uninstall(options: &Options) -> Result<Vec<String>, InstallError> {
-    let mut done = Vec::new();
+/// that is not there. With the program goes what its calls have left on the node, see
+/// [`remains::remove`]. What is not ours is left alone. `tell` gets a line for each thing done.
+pub fn uninstall(options: &Options, tell: &mut dyn FnMut(String)) -> Result<(), InstallError> {
     if let Some(target) = options.conf_file() {
-        done.push(match fs::read(&target) {
+        tell(match fs::read(&target) {
             Ok(contents) if !names_us(&contents) => {
                 format!(
                     "left {}: it does not name {}",
@@ -162,9 +172,16 @@ pub fn uninstall(options: &Options) -> Result<Vec<String>, InstallError> {
         });
     }
     if let Some(target) = options.program() {
-        done.push(take_away(&target)?);
+        tell(take_away(&target)?);
+        let state_dir = options.state_dir.as_deref();
+        let data_dir = options.data_dir.as_deref();
+        remains::remove(
+            state_dir.unwrap_or(names::ATTACHMENTS_DIR.as_ref()),
+            data_dir.unwrap_or(names::IPAM_DIR.as_ref()),
+            tell,
+        )?;
     }
-    Ok(done)
+    Ok(())
 }
 
 fn put(target: &Path, contents: &[u8], mode: u32) -> Result<String, InstallError> {

@@ -5,7 +5,8 @@
 //! (does them, and undoes them when one fails) → [`result`] (told in the version asked for).
 //! [`ipam`] gives the addresses, [`record`] remembers what was made, [`nat`] has the host ports
 //! and the masquerade, [`shaping`] the bandwidth. [`rebuild`] puts back, from the records, what
-//! somebody took away; flanneld calls it.
+//! somebody took away; flanneld calls it. [`install`] is for people; [`remains`] goes with the
+//! program.
 #![forbid(unsafe_code)]
 
 pub mod attachment;
@@ -18,6 +19,7 @@ pub mod nat;
 pub mod plan;
 pub mod rebuild;
 pub mod record;
+pub mod remains;
 pub mod request;
 pub mod resolv_conf;
 pub mod result;

@@ -47,16 +47,16 @@ fn explain() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+type ByHand = fn(&Options, &mut dyn FnMut(String)) -> Result<(), InstallError>;
+
 /// A command of a person, or of an image's start: what was done goes to standard output.
-fn by_hand(command: fn(&Options) -> Result<Vec<String>, InstallError>) -> ExitCode {
+fn by_hand(command: ByHand) -> ExitCode {
     let arguments = std::env::args().skip(2);
-    match Options::parse(arguments).and_then(|options| command(&options)) {
-        Ok(done) => {
-            for line in done {
-                let _ = writeln!(io::stdout(), "{line}");
-            }
-            ExitCode::SUCCESS
-        }
+    let mut tell = |line| {
+        let _ = writeln!(io::stdout(), "{line}");
+    };
+    match Options::parse(arguments).and_then(|options| command(&options, &mut tell)) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "twill-cni: {error}");
             ExitCode::FAILURE

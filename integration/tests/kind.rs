@@ -41,10 +41,7 @@ find /etc/cni /opt/cni /var/lib/cni /run/flannel /var/lib/twill -type f -o -type
 "#;
 
 /// What an uninstall leaves today and should not: all but the switches, which others may rely on by then.
-const STAYS: [&str; 7] = [
-    "cni0",
-    "table ip twill-cni",
-    "/var/lib/cni/",
+const STAYS: [&str; 4] = [
     "/var/lib/twill/twill-proxy",
     "net.ipv4.ip_forward",
     ".forwarding =",

@@ -8,6 +8,7 @@ use hostnet::atomic_file;
 use crate::error::{CniError, Code};
 use crate::ipam::Locked;
 use crate::record::{Record, Records};
+use crate::remains::MARKER;
 use crate::request::config::Place;
 
 /// Frees what containers of another boot have reserved in this network, and removes their records:
@@ -40,5 +41,5 @@ pub(super) fn after_reboot(
 
 /// Tells the boot in which this was last done.
 fn marker(place: &Place) -> PathBuf {
-    place.state_dir.join(format!("{}.boot", place.network))
+    place.state_dir.join(format!("{}{MARKER}", place.network))
 }
