@@ -40,9 +40,8 @@ sysctl -a 2>/dev/null | grep -E "^net\.(ipv4|ipv6)\.(ip_forward|conf\.(all|defau
 find /etc/cni /opt/cni /var/lib/cni /run/flannel /var/lib/twill -type f -o -type l 2>/dev/null | sort
 "#;
 
-/// What an uninstall leaves today and should not: all but the switches, which others may rely on by then.
-const STAYS: [&str; 4] = [
-    "/var/lib/twill/twill-proxy",
+/// What an uninstall leaves: switches, which others may rely on by then.
+const STAYS: [&str; 3] = [
     "net.ipv4.ip_forward",
     ".forwarding =",
     "net.ipv4.conf.all.accept_redirects",

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use proxy::config::{Args, Config, Mode};
+use proxy::config::{Args, Config, Mode, snapshot_file};
 use proxy::daemon;
 use proxy::iptables::route_localnet;
 use proxy::render::{RenderArgs, render};
+use proxy::snapshot;
 use proxy::succession::{Only, cleanup};
 
 /// Turns Services and EndpointSlices into NAT in the kernel, in place of kube-proxy.
@@ -62,11 +63,14 @@ fn run(args: &Args) -> anyhow::Result<()> {
             .transpose()
             .map_err(|_| anyhow::anyhow!("--proxy-mode: want nftables or iptables"))?;
         let removed = cleanup(mode)?;
-        let mode = args
-            .proxy_mode
-            .as_deref()
-            .unwrap_or("all, and kube-proxy's");
-        tracing::info!(removed, mode, "removed rules");
+        let named = args.proxy_mode.as_deref();
+        let named = named.unwrap_or("all, and kube-proxy's");
+        tracing::info!(removed, mode = named, "removed rules");
+        let file = snapshot_file(args.snapshot_dir.clone());
+        let of = || format!("cannot remove {}", file.display());
+        if mode.is_none() && snapshot::remove(&file).with_context(of)? {
+            tracing::info!(file = %file.display(), "removed the last good state");
+        }
         return Ok(());
     }
     let config = Config::load(args)?;

@@ -1,7 +1,9 @@
 //! The last good index on disk. It bridges the time from a node's start to the API server's first answer: where the
 //! kernel holds no rules of ours, those of the snapshot are better than none.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hostnet::snapshot::{self, Refusal, Subject};
@@ -105,6 +107,22 @@ impl Keeper {
         };
         self.writing = Some(tokio::task::spawn_blocking(write));
     }
+}
+
+/// Removes the file, and its folder if nothing else is in it. Whether there was one.
+///
+/// # Errors
+/// The file is there and cannot be removed.
+pub fn remove(file: &Path) -> io::Result<bool> {
+    let removed = match fs::remove_file(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        other => other.map(|()| true)?,
+    };
+    // It stays while flanneld has its own file there, and in a container, where it is a mount.
+    if let Some(folder) = file.parent() {
+        let _ = fs::remove_dir(folder);
+    }
+    Ok(removed)
 }
 
 fn subject(node: &str) -> Subject<'_> {

@@ -17,8 +17,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Remove all rules of ours from the kernel, of every mode, and those of kube-proxy, and exit. With --proxy-mode:
-    /// rules of that mode alone, which is how a kube-proxy that serves already in another way is left in peace
+    /// Remove all rules of ours from the kernel, of every mode, those of kube-proxy, and the last good state in the
+    /// folder of --snapshot-dir, and exit. With --proxy-mode: rules of that mode alone, which is how a kube-proxy that
+    /// serves already in another way is left in peace
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true,
           default_value_t = false, default_missing_value = "true")]
     pub cleanup: bool,

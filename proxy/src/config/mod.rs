@@ -43,6 +43,11 @@ const SYNC_PERIOD: Duration = Duration::from_secs(30);
 const SNAPSHOT_DIR: &str = "/var/lib/twill";
 const SNAPSHOT: &str = "twill-proxy";
 
+/// Where the last good state is kept: in this folder, or the usual one.
+pub fn snapshot_file(folder: Option<PathBuf>) -> PathBuf {
+    folder.unwrap_or_else(|| SNAPSHOT_DIR.into()).join(SNAPSHOT)
+}
+
 /// kube-proxy's: of all processes the kernel shall kill it next to last.
 const OOM_SCORE_ADJ: i32 = -999;
 
@@ -263,11 +268,11 @@ impl Config {
                 .filter(|name| !name.is_empty()),
             conntrack,
             oom_score_adj: oom_score_adj.unwrap_or(OOM_SCORE_ADJ),
-            snapshot: own.snapshot.or(args.snapshot).unwrap_or(true).then(|| {
-                (own.snapshot_dir.or(args.snapshot_dir.clone()))
-                    .unwrap_or_else(|| SNAPSHOT_DIR.into())
-                    .join(SNAPSHOT)
-            }),
+            snapshot: own
+                .snapshot
+                .or(args.snapshot)
+                .unwrap_or(true)
+                .then(|| snapshot_file(own.snapshot_dir.or(args.snapshot_dir.clone()))),
             sync_period,
             min_sync_period,
             metrics: file.metrics.or(metrics),
