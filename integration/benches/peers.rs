@@ -22,6 +22,8 @@ use serde_json::{Value, json};
 const PEERS: u16 = 1000;
 /// Peers that come later, one by one.
 const LATER: u16 = 20;
+/// How far apart: in a cluster nodes come when the last one has long been programmed.
+const APART: Duration = Duration::from_millis(100);
 /// What a kubelet says of a node's images, in bytes: a watch of whole Nodes carries it.
 const IMAGES: usize = 50_000;
 
@@ -65,6 +67,8 @@ fn main() -> Result<()> {
     let step = progress.step(format!("{LATER} more, one after another"));
     let (mut our_later, mut their_later) = (Samples::default(), Samples::default());
     for index in 0..LATER {
+        #[expect(clippy::disallowed_methods, reason = "it is the load that is measured")]
+        std::thread::sleep(APART);
         let started = Instant::now();
         std::thread::scope(|threads| -> Result<()> {
             let ours = threads.spawn(|| ours.wait_for(1, started));
