@@ -174,9 +174,7 @@ fn measure(lab: &Lab, side: &mut Side<'_>, services: u16) -> Result<resources::U
         side.change.push(written.elapsed());
     }
     let used = resources::used(side.node, side.name)?;
-    let process = format!("{}/{}", side.node.name(), side.name);
-    machine.keeper().signal(&process, Signal::SIGTERM)?;
-    machine.keeper().wait_ended(&process)?;
+    machine.stop(side.name, Signal::SIGTERM)?;
     Ok(used)
 }
 

@@ -202,10 +202,7 @@ impl Node {
 
     /// Sends a signal to a running daemon and waits for its end.
     pub fn stop(&self, daemon: Daemon, signal: Signal) -> Result<()> {
-        let name = self.process(daemon);
-        let keeper = self.machine.keeper();
-        keeper.signal(&name, signal)?;
-        keeper.wait_ended(&name)
+        self.machine.stop(daemon.name(), signal)
     }
 
     /// What a running daemon answers to `/metrics`.

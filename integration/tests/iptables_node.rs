@@ -4,11 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use integration::lab::Lab;
 use integration::machine::ADMIN_CONF;
+use integration::objects::{self, Endpoint};
 use integration::traffic::{self, Transport};
 use integration::{Node, wait};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::events::v1::Event;
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{from_value, json};
 
 const TWILL_PROXY: &str = "twill-proxy";
 const TARGET: u16 = 8080;
@@ -30,33 +32,25 @@ fn lab() -> Lab {
 
 /// A Service whose endpoint is the server.
 fn write(lab: &Lab, name: &str, address: &str, node_port: u16) {
-    let server = lab.node("two").unwrap().ip();
-    for object in [
-        json!({
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": name,
-                "namespace": "default",
-                "labels": {"kubernetes.io/service-name": name},
-            },
-            "addressType": "IPv4",
-            "endpoints": [{"addresses": [server], "conditions": {"ready": true}, "nodeName": "two"}],
-            "ports": [{"name": "", "port": TARGET, "protocol": "TCP"}],
-        }),
-        json!({
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"name": name, "namespace": "default"},
-            "spec": {
-                "type": "NodePort",
-                "clusterIP": address,
-                "ports": [{"port": 80, "targetPort": TARGET, "nodePort": node_port}],
-            },
-        }),
-    ] {
-        lab.api().apply(&object).unwrap();
-    }
+    let service: Service = from_value(json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "type": "NodePort",
+            "clusterIP": address,
+            "ports": [{"port": 80, "targetPort": TARGET, "nodePort": node_port}],
+        },
+    }))
+    .unwrap();
+    lab.api().apply(&service).unwrap();
+    let server = Endpoint {
+        address: lab.node("two").unwrap().ip(),
+        node: Some("two".to_owned()),
+        pod: None,
+    };
+    let slice = objects::endpoint_slice(&service, &[server]).unwrap();
+    lab.api().apply(&slice).unwrap();
 }
 
 fn start(node: &Node, flags: &[&str]) {
@@ -82,10 +76,7 @@ fn start_by(node: &Node, command: &[&str], flags: &[&str]) {
 }
 
 fn stop(node: &Node, process: &str) {
-    let process = format!("{}/{process}", node.name());
-    let keeper = node.machine().keeper();
-    keeper.signal(&process, Signal::SIGTERM).unwrap();
-    keeper.wait_ended(&process).unwrap();
+    node.machine().stop(process, Signal::SIGTERM).unwrap();
 }
 
 fn wait_answer(node: &Node, address: &str) {

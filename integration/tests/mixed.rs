@@ -85,10 +85,7 @@ fn migrate(lab: &Lab, pods: &[Pod; 2], net_conf: &str) {
         }
     };
     flow("before");
-    let keeper = node.machine().keeper();
-    let process = format!("{FLANNEL}/{FLANNEL}");
-    keeper.signal(&process, Signal::SIGTERM).unwrap();
-    keeper.wait_ended(&process).unwrap();
+    node.machine().stop(FLANNEL, Signal::SIGTERM).unwrap();
     flow("while no daemon runs");
     start(lab, FLANNEL, net_conf);
     flow("after Twill has started");

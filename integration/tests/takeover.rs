@@ -9,11 +9,13 @@ use integration::Node;
 use integration::lab::Lab;
 use integration::machine::ADMIN_CONF;
 use integration::machine::root::{ASSETS, BINARIES};
+use integration::objects::{self, Endpoint};
 use integration::traffic::{self, Stream, Transport};
 use integration::upstream::Program;
 use integration::wait;
+use k8s_openapi::api::core::v1::Service;
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{from_value, json};
 
 const KUBE_PROXY: &str = "kube-proxy";
 const TWILL_PROXY: &str = "twill-proxy";
@@ -35,32 +37,25 @@ fn lab() -> Lab {
     let two = lab.node("two").unwrap();
     let argv = ["/opt/twill/lab", "serve", "two", &TARGET.to_string()];
     two.machine().spawn("server", &argv, &[]).unwrap();
-    for object in [
-        json!({
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"name": "web", "namespace": "default"},
-            "spec": {
-                "type": "NodePort",
-                "clusterIP": CLUSTER_IP.map(|byte| byte.to_string()).join("."),
-                "ports": [{"port": 80, "targetPort": TARGET, "nodePort": NODE_PORT}],
-            },
-        }),
-        json!({
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": "web",
-                "namespace": "default",
-                "labels": {"kubernetes.io/service-name": "web"},
-            },
-            "addressType": "IPv4",
-            "endpoints": [{"addresses": [two.ip()], "conditions": {"ready": true}, "nodeName": "two"}],
-            "ports": [{"name": "", "port": TARGET, "protocol": "TCP"}],
-        }),
-    ] {
-        lab.api().apply(&object).unwrap();
-    }
+    let service: Service = from_value(json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {
+            "type": "NodePort",
+            "clusterIP": CLUSTER_IP.map(|byte| byte.to_string()).join("."),
+            "ports": [{"port": 80, "targetPort": TARGET, "nodePort": NODE_PORT}],
+        },
+    }))
+    .unwrap();
+    lab.api().apply(&service).unwrap();
+    let server = Endpoint {
+        address: two.ip(),
+        node: Some("two".to_owned()),
+        pod: None,
+    };
+    let slice = objects::endpoint_slice(&service, &[server]).unwrap();
+    lab.api().apply(&slice).unwrap();
     lab
 }
 
@@ -89,10 +84,7 @@ fn start(node: &Node, program: &str, mode: &str) {
 }
 
 fn stop(node: &Node, program: &str) {
-    let process = format!("{}/{program}", node.name());
-    let keeper = node.machine().keeper();
-    keeper.signal(&process, Signal::SIGTERM).unwrap();
-    keeper.wait_ended(&process).unwrap();
+    node.machine().stop(program, Signal::SIGTERM).unwrap();
 }
 
 /// Whose rules there are, and of which mode: tables in nf_tables, chains in iptables by how many rules lead to them.

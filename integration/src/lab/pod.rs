@@ -49,10 +49,7 @@ impl Lab {
     pub fn delete_pod(&self, pod: Pod) -> Result<()> {
         let Pod { spec, sandbox, .. } = pod;
         let node = self.node(&spec.node)?;
-        let server = format!("{}/{}", spec.node, server_name(&spec));
-        let keeper = node.machine().keeper();
-        keeper.signal(&server, Signal::SIGKILL)?;
-        keeper.wait_ended(&server)?;
+        node.machine().stop(&server_name(&spec), Signal::SIGKILL)?;
         sandbox.remove()?;
         self.api()
             .delete::<PodObject>(Some(&spec.namespace), &spec.name)

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use hostnet::netns::NetNs;
+use nix::sys::signal::Signal;
 
 use crate::keeper::{Keeper, Spawn};
 use crate::wait;
@@ -196,6 +197,13 @@ impl Machine {
             env: variables,
             log: self.log(name),
         })
+    }
+
+    /// Sends a signal to the process `MACHINE/name` and waits for its end.
+    pub fn stop(&self, name: &str, signal: Signal) -> Result<()> {
+        let process = format!("{}/{name}", self.name);
+        self.keeper.signal(&process, signal)?;
+        self.keeper.wait_ended(&process)
     }
 
     /// The log of the process `MACHINE/name`.
