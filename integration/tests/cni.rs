@@ -17,6 +17,8 @@ struct Node {
     dir: tempfile::TempDir,
     reference: PathBuf,
     ours: PathBuf,
+    /// What stands before the machine's own programs.
+    path: PathBuf,
 }
 
 const REFERENCE: &str = "bridge";
@@ -26,9 +28,11 @@ impl Node {
     fn new() -> Node {
         programs::check_host().unwrap();
         let wanted = [Program::Bridge, Program::HostLocal, Program::Portmap];
+        let dir = tempfile::tempdir().unwrap();
         Node {
             host: Ns::new("node"),
-            dir: tempfile::tempdir().unwrap(),
+            path: dir.path().join("bin"),
+            dir,
             reference: upstream::assets(Module::CniPlugins, &wanted, Progress::shown()).unwrap(),
             ours: programs::binaries().unwrap(),
         }
@@ -74,6 +78,7 @@ impl Node {
             .env("CNI_NETNS", pod.path())
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", &self.reference)
+            .env("PATH", self.search_path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -89,6 +94,42 @@ impl Node {
 
     fn add(&self, kind: &str, id: &str, pod: &Ns) -> Value {
         self.call("ADD", id, pod, &self.config(kind, json!({})))
+    }
+
+    /// Attaches a pod by the reference plugins, and gives it a host port by portmap.
+    fn add_with_port(&self, id: &str, pod: &Ns, backend: &str, port: u16) -> Value {
+        let result = self.add(REFERENCE, id, pod);
+        let ports = json!([{"hostPort": port, "containerPort": 80, "protocol": "tcp"}]);
+        let portmap = json!({
+            "cniVersion": "1.1.0", "name": "cbr0", "type": "portmap", "backend": backend,
+            "prevResult": result, "runtimeConfig": {"portMappings": ports},
+        });
+        self.call("ADD", id, pod, &portmap);
+        result
+    }
+
+    fn search_path(&self) -> String {
+        let rest = std::env::var("PATH").unwrap_or_default();
+        format!("{}:{rest}", self.path.display())
+    }
+
+    /// A node on which `iptables` is the old program.
+    fn with_old_iptables() -> Node {
+        let node = Node::new();
+        std::fs::create_dir(&node.path).unwrap();
+        for name in ["iptables", "ip6tables"] {
+            let old = format!("{name}-legacy");
+            require_tool(&old, "iptables");
+            let script = format!("#!/bin/sh\nexec {old} \"$@\"\n");
+            hostnet::atomic_file::replace(node.path.join(name), script.as_bytes(), 0o755).unwrap();
+        }
+        node
+    }
+
+    /// All rules, in whatever tables.
+    fn rules(&self) -> String {
+        let old = self.host.sh("iptables-legacy-save", &[]);
+        old + &self.host.sh("nft", &["list", "ruleset"])
     }
 
     fn reserved(&self) -> Vec<String> {
@@ -134,14 +175,8 @@ fn pods_stay_while_their_node_moves_to_twill_and_back() {
     };
 
     // Made by the reference plugins, one with a host port.
-    let of_a = node.add(REFERENCE, "a", a);
+    let of_a = node.add_with_port("a", a, "iptables", 8080);
     let of_b = node.add(REFERENCE, "b", b);
-    let ports = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
-    let portmap = json!({
-        "cniVersion": "1.1.0", "name": "cbr0", "type": "portmap", "backend": "iptables",
-        "prevResult": of_a, "runtimeConfig": {"portMappings": ports},
-    });
-    node.call("ADD", "a", a, &portmap);
     let (addr_a, addr_b) = (addr(&of_a), addr(&of_b));
     assert_eq!(
         (addr_a.as_str(), addr_b.as_str()),
@@ -196,4 +231,31 @@ fn pods_stay_while_their_node_moves_to_twill_and_back() {
     assert!(!record.exists());
     assert_eq!(node.reserved(), ["10.244.3.3", "10.244.3.4", "10.244.3.6"]);
     all_reach_each_other(&[(b, &addr_b), (c, &addr_c), (e, &addr_e)]);
+}
+
+#[test]
+fn host_ports_of_portmap_go_with_their_pods_wherever_portmap_put_them() {
+    for (node, backend) in [
+        (Node::new(), "nftables"),
+        (Node::with_old_iptables(), "iptables"),
+    ] {
+        let pods = [Ns::new("a"), Ns::new("b")];
+        let [a, b] = &pods;
+        let addr_a = addr(&node.add_with_port("a", a, backend, 8080));
+        let addr_b = addr(&node.add_with_port("b", b, backend, 8081));
+        let _server = EchoServer::start(b, "b", &format!("{addr_b}:80"));
+        let before = node.rules();
+        assert!(
+            before.contains(&addr_a) && before.contains("8080"),
+            "{before}"
+        );
+
+        node.call("DEL", "a", a, &node.config(OURS, json!({})));
+        let after = node.rules();
+        let left: Vec<&str> = (after.lines())
+            .filter(|line| line.contains(&addr_a) || line.contains("8080"))
+            .collect();
+        assert_eq!(left, Vec::<&str>::new(), "{backend}");
+        assert_eq!(ask_tcp(&node.host, "127.0.0.1:8081").unwrap().server, "b");
+    }
 }

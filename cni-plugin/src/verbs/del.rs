@@ -39,7 +39,7 @@ pub fn del(target: &Target, place: &Place, raw: &RawRequest) -> Result<(), CniEr
     if record.is_none() {
         let chains = teardown
             .nft()
-            .and_then(|nft| predecessor::remove_chains(nft, &place.network, identity));
+            .and_then(|nft| predecessor::remove_rules(nft, &place.network, identity));
         errors.extend(chains.err());
         errors.extend(predecessor::forget_flannel(&place.flannel_dir, identity).err());
     }

@@ -46,7 +46,7 @@ pub fn gc(config: &Config, raw: &RawRequest) -> Result<(), CniError> {
         }
         let done = stray(&owner.container_id, owner.ifname.as_deref()).and_then(|identity| {
             teardown.remove(&identity, None, &[addr])?;
-            predecessor::remove_chains(teardown.nft()?, &place.network, &identity)?;
+            predecessor::remove_rules(teardown.nft()?, &place.network, &identity)?;
             predecessor::forget_flannel(&place.flannel_dir, &identity)
         });
         errors.extend(done.err());
