@@ -1,6 +1,7 @@
 //! Taking away all that an attachment has, however little is known of it.
 
 use std::net::IpAddr;
+use std::panic::resume_unwind;
 
 use hostnet::netlink::{AbsentOk, Rtnl, link};
 use hostnet::nft::Nft;
@@ -48,10 +49,11 @@ impl<'a> Teardown<'a> {
             Some(record) => record.veth.clone(),
             None => IfName::new(&plan::veth_name(identity))?,
         };
-        let cable = self.cable(&veth);
+        let ifb = self.shaper(identity, record)?;
+        let (cable, shaper) = self.links(&veth, ifb);
         let mut errors = Vec::new();
         errors.extend(self.rules(identity, record).err());
-        errors.extend(self.shaper(identity, record).err());
+        errors.extend(shaper.err());
         match cable {
             Ok(()) => errors.extend(release(&self.store, identity, addrs).err()),
             Err(error) => errors.insert(0, error),
@@ -63,15 +65,37 @@ impl<'a> Teardown<'a> {
         // An ADD at the same moment that has not seen the record go will not take back what it
         // made since we looked.
         if self.host.link(&veth)?.is_some() {
-            self.cable(&veth)?;
+            let ifb = self.shaper(identity, None)?;
+            let (cable, shaper) = self.links(&veth, ifb);
+            cable?;
+            shaper?;
             self.rules(identity, None)?;
-            self.shaper(identity, None)?;
         }
         Ok(())
     }
 
-    fn cable(&mut self, veth: &IfName) -> Result<(), CniError> {
-        Ok(self.host.apply(link::delete(veth)).absent_ok()?)
+    /// Removes the cable, and the device that shaped what came from it, if there is one. Both at
+    /// once: the kernel lets each removal wait until no processor can hold the link any more.
+    fn links(
+        &mut self,
+        veth: &IfName,
+        ifb: Option<IfName>,
+    ) -> (Result<(), CniError>, Result<(), CniError>) {
+        let cable = |host: &mut Rtnl| Ok(host.apply(link::delete(veth)).absent_ok()?);
+        let Some(ifb) = ifb else {
+            return (cable(self.host), Ok(()));
+        };
+        std::thread::scope(|scope| {
+            let shaper = || shaping::remove_ifb(&mut Rtnl::open()?, &ifb);
+            match std::thread::Builder::new().spawn_scoped(scope, shaper) {
+                Ok(started) => {
+                    let cable = cable(self.host);
+                    let shaper = started.join().unwrap_or_else(|panic| resume_unwind(panic));
+                    (cable, shaper)
+                }
+                Err(_) => (cable(self.host), shaping::remove_ifb(self.host, &ifb)),
+            }
+        })
     }
 
     /// Host ports and masquerade. Without a record the tables tell.
@@ -86,13 +110,19 @@ impl<'a> Teardown<'a> {
         }
     }
 
-    fn shaper(&mut self, identity: &Identity, record: Option<&Record>) -> Result<(), CniError> {
-        let name = match record {
-            Some(Record { ifb: None, .. }) => return Ok(()),
-            Some(Record { ifb: Some(ifb), .. }) => ifb.clone(),
-            None => IfName::new(&plan::ifb_name(identity))?,
-        };
-        shaping::remove_ifb(self.host, &name)
+    /// The device that shapes what an attachment sends. Without a record it is looked for; one that
+    /// cannot be looked for is taken to be there.
+    fn shaper(
+        &mut self,
+        identity: &Identity,
+        record: Option<&Record>,
+    ) -> Result<Option<IfName>, CniError> {
+        if let Some(record) = record {
+            return Ok(record.ifb.clone());
+        }
+        let name = IfName::new(&plan::ifb_name(identity))?;
+        let is_absent = matches!(self.host.link(&name), Ok(None));
+        Ok((!is_absent).then_some(name))
     }
 
     pub(super) fn nft(&mut self) -> Result<&mut Nft, CniError> {
