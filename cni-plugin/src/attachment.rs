@@ -16,6 +16,7 @@ use crate::request::Identity;
 use crate::request::ports::PortMapping;
 use crate::request::rates::Rates;
 use crate::request::settings::{Addressing, ConfigRoute, Settings};
+use crate::vlans::Vlans;
 
 /// The MTU where neither configuration nor flanneld says one: Ethernet's.
 const DEFAULT_MTU: u32 = 1500;
@@ -41,6 +42,8 @@ pub struct Attachment {
     pub dad: bool,
     /// The pod's end stays down.
     pub pod_down: bool,
+    /// The VLANs of its port.
+    pub vlans: Vlans,
     /// Where its addresses come from, one of each set; empty if from elsewhere.
     pub sets: Vec<RangeSet>,
     /// Its addresses; empty until it has them.
@@ -77,6 +80,10 @@ pub struct BridgeWanted {
     pub mac: Mac,
     /// Its addresses, the gateways of the pod's; none if it is no gateway.
     pub addrs: Vec<Cidr>,
+    /// The link that has them: another than the bridge if the pod is in a VLAN.
+    pub gateway: IfName,
+    /// Frames pass only between ports of the same VLAN.
+    pub vlan_filtering: bool,
     /// The networks of the cluster: an address of ours in one of them that is not among `addrs`
     /// is of an earlier subnet. `None` where the subnet cannot change: another IPv4 address is
     /// somebody else's then, and an error without `force_address`.
@@ -116,6 +123,9 @@ impl Attachment {
                 name: bridge.name.clone(),
                 mac: Mac::ZERO,
                 addrs: Vec::new(),
+                gateway: (bridge.vlans.gateway(&bridge.name))
+                    .unwrap_or_else(|_| bridge.name.clone()),
+                vlan_filtering: !bridge.vlans.is_empty(),
                 networks: networks.clone(),
                 force_address: bridge.force_address,
                 promisc: bridge.promisc,
@@ -130,6 +140,7 @@ impl Attachment {
             locked: bridge.mac_spoof_check,
             dad: bridge.dad,
             pod_down: bridge.pod_down,
+            vlans: bridge.vlans.clone(),
             sets: sets(settings, env)?,
             addresses: Vec::new(),
             mac: Mac::ZERO,
@@ -218,8 +229,8 @@ impl Attachment {
             .filter_map(|a| Cidr::new(a.gateway?, a.address.prefix()).ok())
             .collect();
         self.bridge.mac = match gateways.first() {
-            Some(gateway) => Mac::for_ip(gateway.addr()),
-            None => plan::bridge_mac(&self.bridge.name),
+            Some(gateway) if self.bridge.gateway == self.bridge.name => Mac::for_ip(gateway.addr()),
+            _ => plan::name_mac(&self.bridge.name),
         };
         self.routes.extend(lease.routes);
         if self.is_default_gateway {

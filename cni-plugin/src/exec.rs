@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use hostnet::netlink::link::{
-    self, BridgePort, Change, Ipv4Conf, Link, LinkKind, NewLink, NewPeer,
+    self, Bridge, BridgePort, Change, Ipv4Conf, Link, LinkKind, NewLink, NewPeer,
 };
 use hostnet::netlink::{AbsentOk, Addr, FdbEntry, Request, Route, Rtnl, addr, neigh, route};
 use hostnet::netns::NetNs;
@@ -13,7 +13,7 @@ use hostnet::vocab::{Cidr, Family, IfName, Mac};
 
 use crate::error::{CniError, Code};
 use crate::nat::{self, Flows, Seen};
-use crate::plan::{BridgeSpec, NETFILTER, Step};
+use crate::plan::{self, BridgeSpec, GatewaySpec, NETFILTER, Step};
 use crate::rebuild;
 use crate::record::{Record, Records};
 use crate::request::Identity;
@@ -32,6 +32,8 @@ pub struct Executor<'a> {
     pod_ns: &'a NetNs,
     records: &'a Records,
     bridge: Option<Link>,
+    /// The index of the VLAN's gateway, if the pod is in one.
+    gateway: Option<u32>,
     nft: Option<(Nft, Seen)>,
     undo: Vec<Undo>,
 }
@@ -58,6 +60,8 @@ enum Undo {
     Bridge(u32),
     /// Take the address back, unless others use the bridge.
     BridgeAddr(Addr),
+    /// Delete the gateway of a VLAN that we made on a bridge, unless others use that by now.
+    Gateway(IfName, u32),
     /// Delete the device that shapes what the pod sends.
     Ifb(IfName),
     /// Take the attachment's host ports and masquerade away.
@@ -81,6 +85,7 @@ impl<'a> Executor<'a> {
             pod_ns,
             records,
             bridge,
+            gateway: None,
             nft,
             undo: Vec::new(),
         }
@@ -116,11 +121,10 @@ impl<'a> Executor<'a> {
                 bridge,
                 mac,
                 mtu,
-                netfilter,
+                settings,
                 promisc,
                 up,
             } => {
-                let mut requests = Vec::new();
                 let change = Change {
                     mac: *mac,
                     mtu: *mtu,
@@ -129,13 +133,15 @@ impl<'a> Executor<'a> {
                     ..Change::default()
                 };
                 if change != Change::default() {
-                    requests.push(link::change(bridge, &change));
+                    self.host.apply(link::change(bridge, &change))?;
                 }
-                if *netfilter {
-                    requests.push(link::set_bridge(bridge, &NETFILTER));
+                if let Some(settings) = settings {
+                    let done = self.host.apply(link::set_bridge(bridge, settings));
+                    done.map_err(|error| no_vlans(error, settings))?;
                 }
-                all(self.host, &requests)
+                Ok(())
             }
+            Step::Gateway(spec) => self.gateway(spec),
             Step::AddBridgeAddr { cidr, .. } => self.add_bridge_addr(*cidr),
             Step::CreateVeth { .. } => self.create_veth(step),
             Step::ConfigurePod {
@@ -148,9 +154,15 @@ impl<'a> Executor<'a> {
                 veth,
                 port,
                 only,
+                vlans,
                 wait,
             } => {
                 self.set_port(veth, *port, *only)?;
+                if !vlans.is_empty() {
+                    let found = self.host.link(veth)?.ok_or_else(|| gone(veth))?;
+                    let present = self.host.port_vlans(found.index)?;
+                    all(self.host, &vlans.requests(found.index, &present))?;
+                }
                 if *wait { self.await_port(veth) } else { Ok(()) }
             }
             Step::Shape(shaping) => self.shape(shaping),
@@ -164,16 +176,20 @@ impl<'a> Executor<'a> {
     }
 
     fn create_bridge(&mut self, spec: &BridgeSpec) -> Result<(), CniError> {
+        let settings = Bridge {
+            vlan_filtering: spec.vlan_filtering,
+            ..NETFILTER
+        };
         let new = NewLink {
             mac: Some(spec.mac),
             mtu: Some(spec.mtu),
-            ..NewLink::new(spec.name.clone(), LinkKind::Bridge(NETFILTER))
+            ..NewLink::new(spec.name.clone(), LinkKind::Bridge(settings))
         };
         let ours = match self.host.apply(link::create(&new)) {
             // Another ADD was faster, and makes it the same way.
             Err(error) if error.is_exists() => false,
             other => {
-                other?;
+                other.map_err(|error| no_vlans(error, &settings))?;
                 true
             }
         };
@@ -194,13 +210,28 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
+    fn gateway(&mut self, spec: &GatewaySpec) -> Result<(), CniError> {
+        let bridge = self.bridge_index()?;
+        let before = self.host.link(&spec.link)?.is_some();
+        let link = ensure_gateway(self.host, &Sysctl::default(), bridge, spec, &mut Vec::new());
+        if !before {
+            self.undo.push(Undo::Gateway(spec.link.clone(), bridge));
+        }
+        self.gateway = Some(link?.index);
+        Ok(())
+    }
+
     fn add_bridge_addr(&mut self, cidr: Cidr) -> Result<(), CniError> {
-        let addr = Addr::new(self.bridge_index()?, cidr);
+        let index = self.gateway.map_or_else(|| self.bridge_index(), Ok)?;
+        let addr = Addr::new(index, cidr);
         match self.host.apply(addr::add(&addr)) {
             Err(error) if error.is_exists() => Ok(()),
             other => {
                 other?;
-                self.undo.push(Undo::BridgeAddr(addr));
+                // With the gateway of a VLAN go its addresses.
+                if self.gateway.is_none() {
+                    self.undo.push(Undo::BridgeAddr(addr));
+                }
                 Ok(())
             }
         }
@@ -440,7 +471,10 @@ impl<'a> Executor<'a> {
             Undo::Veth(veth) => link::delete(veth),
             Undo::Bridge(index) if self.host.ports(*index)?.is_empty() => link::delete(*index),
             Undo::BridgeAddr(addr) if self.host.ports(addr.link)?.is_empty() => addr::delete(addr),
-            Undo::Bridge(_) | Undo::BridgeAddr(_) => return Ok(()),
+            Undo::Gateway(name, bridge) if self.host.ports(*bridge)?.len() < 2 => {
+                link::delete(name)
+            }
+            Undo::Bridge(_) | Undo::BridgeAddr(_) | Undo::Gateway(..) => return Ok(()),
         };
         Ok(self.host.apply(request).absent_ok()?)
     }
@@ -455,6 +489,76 @@ const UP: Change = Change {
     addr_gen_mode: None,
     ipv4: Vec::new(),
 };
+
+/// Has the gateway of a VLAN stand on a bridge, by its index, and says in `done` what that took.
+pub(crate) fn ensure_gateway(
+    rtnl: &mut Rtnl,
+    sysctl: &Sysctl,
+    bridge: u32,
+    spec: &GatewaySpec,
+    done: &mut Vec<String>,
+) -> Result<Link, CniError> {
+    let link = match rtnl.link(&spec.link)? {
+        Some(link) => link,
+        None => {
+            let port = IfName::new(&plan::gateway_port(&spec.link))?;
+            let peer = NewPeer {
+                mac: Some(plan::name_mac(&port)),
+                name: port,
+                mtu: Some(spec.mtu),
+                ns: None,
+            };
+            let new = NewLink {
+                mac: Some(spec.mac),
+                mtu: Some(spec.mtu),
+                ..NewLink::veth(spec.link.clone(), peer)
+            };
+            let create = link::create(&new);
+            done.push(create.what().to_owned());
+            rtnl.apply(create)?;
+            bridge_switches(sysctl, &spec.link)?;
+            rtnl.link(&spec.link)?.ok_or_else(|| gone(&spec.link))?
+        }
+    };
+    let Some(port) = link.peer.filter(|peer| peer.netns_id.is_none()) else {
+        let msg = format!("{} is there, and not the gateway of a VLAN", spec.link);
+        return Err(CniError::new(Code::InvalidConfig, msg));
+    };
+    let found = rtnl.link(port.index)?.ok_or_else(|| gone(&spec.link))?;
+    let mut requests = Vec::new();
+    if found.master != Some(bridge) || !found.up {
+        let change = Change {
+            master: Some(bridge),
+            ..UP
+        };
+        all(rtnl, &[link::change(port.index, &change)])?;
+        done.push(format!("connect {} with the bridge", spec.link));
+    }
+    if !link.up {
+        requests.push(link::change(link.index, &UP));
+    }
+    requests.extend(
+        spec.vlans
+            .requests(port.index, &rtnl.port_vlans(port.index)?),
+    );
+    done.extend(requests.iter().map(|request| request.what().to_owned()));
+    all(rtnl, &requests)?;
+    Ok(link)
+}
+
+/// The error of a bridge that cannot be set so: of a kernel whose bridges know no VLANs.
+fn no_vlans(error: hostnet::netlink::Error, settings: &Bridge) -> CniError {
+    // EOPNOTSUPP.
+    if !settings.vlan_filtering || !error.is_errno(&[95]) {
+        return error.into();
+    }
+    let msg = "vlan and vlanTrunk need bridges that filter by VLAN, which this kernel does not have \
+               (CONFIG_BRIDGE_VLAN_FILTERING)";
+    CniError {
+        details: error.to_string(),
+        ..CniError::new(Code::InvalidConfig, msg)
+    }
+}
 
 /// Switches of a new bridge, before it is set up.
 pub(crate) fn bridge_switches(sysctl: &Sysctl, bridge: &IfName) -> Result<(), CniError> {

@@ -4,7 +4,7 @@
 //! validated) → [`attachment`] (what shall be) → [`plan`] (the steps there; pure) → [`exec`]
 //! (does them, and undoes them when one fails) → [`result`] (told in the version asked for).
 //! [`ipam`] gives the addresses, [`record`] remembers what was made, [`nat`] has the host ports
-//! and the masquerade, [`shaping`] the bandwidth. [`rebuild`] puts back, from the records, what
+//! and the masquerade, [`shaping`] the bandwidth, [`vlans`] the VLANs of the bridge's ports. [`rebuild`] puts back, from the records, what
 //! somebody took away; flanneld calls it. [`install`] is for people; [`remains`] goes with the
 //! program.
 #![forbid(unsafe_code)]
@@ -26,6 +26,7 @@ pub mod result;
 pub mod shaping;
 pub mod verbs;
 pub mod version;
+pub mod vlans;
 
 use std::io::Read;
 

@@ -22,7 +22,7 @@
 
 use std::collections::BTreeMap;
 
-use hostnet::netlink::link::{self, BridgePort, Change, Ipv4Conf, NewLink};
+use hostnet::netlink::link::{self, Bridge, BridgePort, Change, Ipv4Conf, NewLink};
 use hostnet::netlink::{Addr, FdbEntry, LinkKind, Request, Rtnl, addr, neigh};
 use hostnet::nft::{Nft, Table, diff};
 use hostnet::sysctl::Sysctl;
@@ -31,9 +31,10 @@ use hostnet::vocab::{Cidr, Family, IfName, Mac};
 use crate::error::CniError;
 use crate::exec;
 use crate::nat;
-use crate::plan::{self, NETFILTER};
+use crate::plan::{self, GatewaySpec, NETFILTER};
 use crate::record::{Record, Records};
 use crate::shaping::Shaping;
+use crate::vlans::Vlans;
 
 /// What the attachments need.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,10 @@ pub struct BridgeState {
     pub mtu: u32,
     /// The addresses that attachments rely upon.
     pub addrs: Vec<Cidr>,
+    /// The gateways of VLANs, with theirs.
+    pub gateways: Vec<(GatewaySpec, Vec<Cidr>)>,
+    /// It filters by VLAN.
+    pub vlan_filtering: bool,
     /// Packets from 127.0.0.0/8 may pass it, to host ports.
     pub route_localnet: bool,
     /// Its ports.
@@ -73,6 +78,8 @@ pub struct PortState {
     pub port: BridgePort,
     /// The only MAC that may send, if the port is locked.
     pub only: Option<Mac>,
+    /// Its VLANs.
+    pub vlans: Vlans,
 }
 
 impl Node {
@@ -84,19 +91,23 @@ impl Node {
                 .entry(&record.bridge)
                 .or_insert_with(|| BridgeState {
                     name: record.bridge.clone(),
-                    mac: plan::bridge_mac(&record.bridge),
+                    mac: plan::name_mac(&record.bridge),
                     mtu: 0,
                     addrs: Vec::new(),
+                    gateways: Vec::new(),
+                    vlan_filtering: false,
                     route_localnet: false,
                     ports: Vec::new(),
                 });
             bridge.mtu = bridge.mtu.max(record.mtu);
-            bridge.addrs.extend(&record.bridge_addresses);
+            bridge.vlan_filtering |= !record.vlans.is_empty();
+            bridge.add_gateway(record);
             bridge.route_localnet |= nat::needs_route_localnet(record);
             bridge.ports.push(PortState {
                 veth: record.veth.clone(),
                 port: port(record),
                 only: record.locked.then_some(record.mac),
+                vlans: record.vlans.clone(),
             });
         }
         let mut bridges: Vec<BridgeState> = bridges.into_values().collect();
@@ -111,6 +122,32 @@ impl Node {
             tables: Family::ALL.map(|family| nat::table(family, records)).into(),
             bridges,
             shaping: records.iter().filter_map(Shaping::of).collect(),
+        }
+    }
+}
+
+impl BridgeState {
+    /// The addresses that an attachment relies upon, where they stand.
+    fn add_gateway(&mut self, record: &Record) {
+        let (link, addrs) = (record.gateway(), &record.bridge_addresses);
+        if link == self.name {
+            self.addrs.extend(addrs);
+        } else if let Some((spec, known)) = self.gateways.iter_mut().find(|(g, _)| g.link == link) {
+            spec.mtu = spec.mtu.max(record.mtu);
+            known.extend(
+                addrs
+                    .iter()
+                    .filter(|addr| !known.contains(addr))
+                    .collect::<Vec<_>>(),
+            );
+        } else if let Some(first) = addrs.first() {
+            let spec = GatewaySpec {
+                link,
+                mac: Mac::for_ip(first.addr()),
+                mtu: record.mtu,
+                vlans: record.vlans.of_gateway(),
+            };
+            self.gateways.push((spec, addrs.clone()));
         }
     }
 }
@@ -197,13 +234,17 @@ fn mend_bridge(
 ) -> Result<Vec<String>, CniError> {
     let mut requests: Vec<Request> = Vec::new();
     let mut done = Vec::new();
+    let settings = Bridge {
+        vlan_filtering: wanted.vlan_filtering,
+        ..NETFILTER
+    };
     let bridge = match rtnl.link(&wanted.name)? {
         Some(link) => link,
         None => {
             let new = NewLink {
                 mac: Some(wanted.mac),
                 mtu: Some(wanted.mtu),
-                ..NewLink::new(wanted.name.clone(), LinkKind::Bridge(NETFILTER))
+                ..NewLink::new(wanted.name.clone(), LinkKind::Bridge(settings))
             };
             let create = link::create(&new);
             done.push(create.what().to_owned());
@@ -219,7 +260,7 @@ fn mend_bridge(
             link
         }
     };
-    let settings = plan::bridge_settings(&bridge)?;
+    let found = plan::bridge_settings(&bridge)?;
     if !bridge.up {
         let up = Change {
             up: Some(true),
@@ -227,16 +268,24 @@ fn mend_bridge(
         };
         requests.push(link::change(bridge.index, &up));
     }
-    if settings != NETFILTER {
-        requests.push(link::set_bridge(bridge.index, &NETFILTER));
+    // Filtering that others turned on stays.
+    let settings = Bridge {
+        vlan_filtering: wanted.vlan_filtering || found.vlan_filtering,
+        ..settings
+    };
+    if found != settings {
+        rtnl.apply(link::set_bridge(bridge.index, &settings))?;
+        done.push(format!("set the switches of {}", wanted.name));
     }
-    let present = rtnl.addrs(Some(bridge.index))?;
-    let missing = wanted
-        .addrs
-        .iter()
-        .filter(|cidr| !present.iter().any(|addr| addr.cidr == **cidr));
-    requests.extend(missing.map(|cidr| addr::add(&Addr::new(bridge.index, *cidr))));
-    for PortState { veth, port, only } in &wanted.ports {
+    requests.extend(missing_addrs(rtnl, bridge.index, &wanted.addrs)?);
+    for (spec, addrs) in &wanted.gateways {
+        let link = exec::ensure_gateway(rtnl, sysctl, bridge.index, spec, &mut done)?;
+        requests.extend(missing_addrs(rtnl, link.index, addrs)?);
+    }
+    for PortState {
+        veth, port, only, ..
+    } in &wanted.ports
+    {
         let Some(veth) = rtnl.link(veth)? else {
             continue;
         };
@@ -257,15 +306,40 @@ fn mend_bridge(
     if wanted.route_localnet && Sysctl::default().get(key)? != "1" {
         requests.push(route_localnet(bridge.index));
     }
+    let mut errors = apply_all(rtnl, &requests, &mut done);
+    // A port has VLANs once it is on the bridge, the default one to begin with.
+    for PortState { veth, vlans, .. } in &wanted.ports {
+        if !vlans.is_empty()
+            && let Some(veth) = rtnl.link(veth)?
+        {
+            let present = rtnl.port_vlans(veth.index)?;
+            let requests = vlans.requests(veth.index, &present);
+            errors.extend(apply_all(rtnl, &requests, &mut done));
+        }
+    }
+    CniError::join(errors).map_or(Ok(done), Err)
+}
+
+/// Does what is asked for, tells of it, and returns what went wrong.
+fn apply_all(rtnl: &mut Rtnl, requests: &[Request], done: &mut Vec<String>) -> Vec<CniError> {
     let mut errors = Vec::new();
-    for (request, outcome) in requests.iter().zip(rtnl.apply_all(&requests)) {
+    for (request, outcome) in requests.iter().zip(rtnl.apply_all(requests)) {
         match outcome {
             Ok(()) => done.push(request.what().to_owned()),
             Err(error) if error.is_exists() => {}
             Err(error) => errors.push(error.into()),
         }
     }
-    CniError::join(errors).map_or(Ok(done), Err)
+    errors
+}
+
+/// What gives a link the addresses that it lacks.
+fn missing_addrs(rtnl: &mut Rtnl, link: u32, wanted: &[Cidr]) -> Result<Vec<Request>, CniError> {
+    let present = rtnl.addrs(Some(link))?;
+    let missing = (wanted.iter()).filter(|cidr| !present.iter().any(|a| a.cidr == **cidr));
+    Ok(missing
+        .map(|cidr| addr::add(&Addr::new(link, *cidr)))
+        .collect())
 }
 
 /// Lets packets from and to 127.0.0.0/8 pass a bridge. The guard of the table has to be in.

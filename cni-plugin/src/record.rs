@@ -20,6 +20,7 @@ use crate::plan;
 use crate::request::ports::PortMapping;
 use crate::request::rates::Rates;
 use crate::request::{ContainerId, Identity};
+use crate::vlans::Vlans;
 
 /// What was made for one attachment. Keys that a later version adds are passed over, and those
 /// that an earlier one did not write have their defaults.
@@ -64,6 +65,9 @@ pub struct Record {
     /// The interface inside was left down.
     #[serde(default, skip_serializing_if = "is_false")]
     pub pod_down: bool,
+    /// The VLANs of its port.
+    #[serde(default, skip_serializing_if = "Vlans::is_empty")]
+    pub vlans: Vlans,
     /// The addresses inside.
     pub addresses: Vec<RecordAddress>,
     /// The routes inside, with their next hops, but for those of the addresses' own subnets.
@@ -171,6 +175,7 @@ impl Record {
             isolated: attachment.isolated,
             locked: attachment.locked,
             pod_down: attachment.pod_down,
+            vlans: attachment.vlans.clone(),
             addresses: attachment.addresses.clone(),
             routes: attachment
                 .kernel_routes()
@@ -203,6 +208,13 @@ impl Record {
     /// The addresses inside, without prefix lengths.
     pub fn addrs(&self) -> Vec<IpAddr> {
         self.addresses.iter().map(|a| a.address.addr()).collect()
+    }
+
+    /// The link with the gateway's addresses.
+    pub fn gateway(&self) -> IfName {
+        // A name that is too long was refused, unless there are no addresses.
+        let gateway = self.vlans.gateway(&self.bridge);
+        gateway.unwrap_or_else(|_| self.bridge.clone())
     }
 
     /// Whom it belongs to, for people: the pod's name if it is known.
@@ -388,6 +400,7 @@ pub(crate) mod tests {
             isolated: false,
             locked: false,
             pod_down: false,
+            vlans: Vlans::default(),
             addresses: vec![RecordAddress {
                 address: "10.244.3.81/24".parse().unwrap(),
                 gateway: Some("10.244.3.1".parse().unwrap()),

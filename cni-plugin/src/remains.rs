@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use hostnet::netlink::link::Bridge;
 use hostnet::netlink::{AbsentOk, Link, LinkKind, Rtnl, link};
 use hostnet::nft::Nft;
 use hostnet::vocab::{Family, IfName, Mac, names};
@@ -97,22 +98,50 @@ fn bridge(tell: &mut dyn FnMut(String)) -> Result<(), CniError> {
         tell(format!("left {name}: twill-cni did not make it"));
         return Ok(());
     }
-    let ports = rtnl.ports(found.index)?;
+    let mut gateways = Vec::new();
+    let mut ports = rtnl.ports(found.index)?;
+    // The gateways of VLANs are ports themselves.
+    for n in (0..ports.len()).rev() {
+        if let Some(gateway) = gateway(&mut rtnl, &ports[n], &name)? {
+            gateways.push(gateway);
+            ports.remove(n);
+        }
+    }
     if let Some(port) = ports.first() {
         tell(format!("left {name}: {} is a port of it", port.name));
         return Ok(());
     }
-    rtnl.apply(link::delete(found.index)).absent_ok()?;
-    tell(format!("removed {name}"));
+    for gateway in gateways.into_iter().chain([name]) {
+        rtnl.apply(link::delete(&gateway)).absent_ok()?;
+        tell(format!("removed {gateway}"));
+    }
     Ok(())
+}
+
+/// The gateway of a VLAN whose port this is.
+fn gateway(rtnl: &mut Rtnl, port: &Link, bridge: &IfName) -> Result<Option<IfName>, CniError> {
+    let Some(peer) = port.peer.filter(|peer| peer.netns_id.is_none()) else {
+        return Ok(None);
+    };
+    let name = rtnl.link(peer.index)?.map(|link| link.name);
+    Ok(name.filter(|name| {
+        plan::gateway_port(name) == port.name.as_str() && {
+            name.as_str().starts_with(&format!("{bridge}."))
+        }
+    }))
 }
 
 /// Whether a bridge has the marks that ours are made with: netfilter's two switches, and a MAC that
 /// belongs to an address (of an earlier subnet maybe) or to its name.
 fn is_our_make(link: &Link) -> bool {
-    let by_name = plan::bridge_mac(&link.name);
+    let by_name = plan::name_mac(&link.name);
     let is_given = |mac: Mac| mac == by_name || mac.is_for_ip();
-    link.kind == LinkKind::Bridge(NETFILTER) && link.mac.is_some_and(is_given)
+    let switches = |bridge: Bridge| Bridge {
+        vlan_filtering: false,
+        ..bridge
+    };
+    matches!(link.kind, LinkKind::Bridge(bridge) if switches(bridge) == NETFILTER)
+        && link.mac.is_some_and(is_given)
 }
 
 /// The networks that have a marker.

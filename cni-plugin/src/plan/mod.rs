@@ -16,12 +16,13 @@ use crate::record::Record;
 use crate::request::Identity;
 use crate::shaping::Shaping;
 
-pub use self::step::{BridgeSpec, Step};
+pub use self::step::{BridgeSpec, GatewaySpec, Step};
 
 /// What is there before an ADD.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
-    /// The bridge with its addresses, if there is one of the name.
+    /// The bridge, if there is one of the name, with the addresses that are there: its own, or of a
+    /// VLAN's gateway.
     pub bridge: Option<(Link, Vec<Addr>)>,
     /// The gateways of attachments that stand. Only asked for when the bridge has an address that
     /// may be of an earlier subnet: see [`may_be_stale`].
@@ -36,12 +37,18 @@ pub struct Observed {
 pub const NETFILTER: Bridge = Bridge {
     nf_call_iptables: true,
     nf_call_ip6tables: true,
+    vlan_filtering: false,
 };
 
 /// The name of the node's end of an attachment's cable: `veth` and 44 bits of the FNV-1a hash of
 /// container and interface. Known without looking, so that DEL finds it whatever has been lost.
 pub fn veth_name(identity: &Identity) -> String {
     format!("veth{:011x}", hash(identity) >> 20)
+}
+
+/// The name of the port of a VLAN's gateway.
+pub fn gateway_port(gateway: &IfName) -> String {
+    format!("veth{:011x}", fnv1a(gateway.as_str()) >> 20)
 }
 
 /// The MAC of the node's end. Any will do, but it must be set: udev gives links without one of
@@ -74,8 +81,8 @@ pub fn pod_mac(identity: &Identity) -> Mac {
     Mac::local_from([a, b, c, d, e, f])
 }
 
-/// The MAC of a bridge without a gateway's address.
-pub fn bridge_mac(name: &IfName) -> Mac {
+/// The MAC of a bridge without a gateway's address, and of the port of a VLAN's gateway.
+pub fn name_mac(name: &IfName) -> Mac {
     let hash = fnv1a(name.as_str()).to_le_bytes();
     Mac::local_from([hash[0], hash[1], hash[2], hash[3], hash[4], hash[5]])
 }
@@ -110,11 +117,14 @@ pub fn plan(
                 mac: wanted.mac,
                 mtu: attachment.mtu,
                 promisc: wanted.promisc,
+                vlan_filtering: wanted.vlan_filtering,
             }));
+            steps.extend(gateway(attachment));
             steps.extend(wanted.addrs.iter().map(|cidr| add_addr(wanted, *cidr)));
         }
         Some((link, present)) => {
             steps.extend(alter(wanted, attachment.mtu, link)?);
+            steps.extend(gateway(attachment));
             let missing = wanted
                 .addrs
                 .iter()
@@ -149,6 +159,7 @@ pub fn plan(
         veth: record.veth.clone(),
         port: rebuild::port(record),
         only: attachment.locked.then_some(attachment.mac),
+        vlans: attachment.vlans.clone(),
         wait: !attachment.pod_down,
     });
     if !nat::families(record).is_empty() {
@@ -190,14 +201,28 @@ pub fn in_the_way(wanted: &BridgeWanted, addr: &Addr) -> Result<bool, CniError> 
     let msg = format!(
         "{} has the address {} already, which is not its gateway address: take it away, name \
          another bridge, or set forceAddress",
-        wanted.name, addr.cidr
+        wanted.gateway, addr.cidr
     );
     Err(CniError::new(Code::InvalidConfig, msg))
 }
 
+/// The gateway's own link, if the pod is in a VLAN and has a gateway.
+fn gateway(attachment: &Attachment) -> Option<Step> {
+    let wanted = &attachment.bridge;
+    let first = wanted.addrs.first()?;
+    (wanted.gateway != wanted.name).then(|| {
+        Step::Gateway(GatewaySpec {
+            link: wanted.gateway.clone(),
+            mac: Mac::for_ip(first.addr()),
+            mtu: attachment.mtu,
+            vlans: attachment.vlans.of_gateway(),
+        })
+    })
+}
+
 fn add_addr(wanted: &BridgeWanted, cidr: Cidr) -> Step {
     Step::AddBridgeAddr {
-        bridge: wanted.name.clone(),
+        bridge: wanted.gateway.clone(),
         cidr,
     }
 }
@@ -212,14 +237,19 @@ fn alter(wanted: &BridgeWanted, mtu: u32, link: &Link) -> Result<Option<Step>, C
         _ => Some(wanted.mac),
     };
     let mtu = Some(mtu).filter(|mtu| link.mtu < *mtu);
-    let netfilter = settings != NETFILTER;
+    // Another pod may have turned VLANs on.
+    let settings_wanted = Bridge {
+        vlan_filtering: wanted.vlan_filtering || settings.vlan_filtering,
+        ..NETFILTER
+    };
+    let settings = (settings != settings_wanted).then_some(settings_wanted);
     let promisc = wanted.promisc && !link.promisc;
-    let nothing = mac.is_none() && mtu.is_none() && !netfilter && !promisc && link.up;
+    let nothing = mac.is_none() && mtu.is_none() && settings.is_none() && !promisc && link.up;
     Ok((!nothing).then(|| Step::AlterBridge {
         bridge: wanted.name.clone(),
         mac,
         mtu,
-        netfilter,
+        settings,
         promisc,
         up: !link.up,
     }))
@@ -466,7 +496,7 @@ mod tests {
             &ips(&["10.9.0.5"]),
             &Observed::default(),
         );
-        let mac = plan_bridge_mac();
+        let mac = plan_name_mac();
         assert_eq!(
             steps.unwrap(),
             [
@@ -489,7 +519,7 @@ mod tests {
     }
 
     /// With a gateway there is its MAC, also where the bridge does not have its address.
-    fn plan_bridge_mac() -> Mac {
+    fn plan_name_mac() -> Mac {
         Mac::for_ip("10.9.0.1".parse().unwrap())
     }
 }

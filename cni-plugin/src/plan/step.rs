@@ -3,12 +3,13 @@
 use std::fmt;
 
 use hostnet::netlink::Addr;
-use hostnet::netlink::link::BridgePort;
+use hostnet::netlink::link::{Bridge, BridgePort};
 use hostnet::vocab::{Cidr, Family, IfName, Mac};
 
 use crate::record::Record;
 use crate::request::settings::ConfigRoute;
 use crate::shaping::Shaping;
+use crate::vlans::Vlans;
 
 /// One change of the system.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,16 +24,18 @@ pub enum Step {
         mac: Option<Mac>,
         /// A larger MTU.
         mtu: Option<u32>,
-        /// Netfilter's sight of bridged frames.
-        netfilter: bool,
+        /// Netfilter's sight of bridged frames, and VLANs.
+        settings: Option<Bridge>,
         /// Receive frames for any MAC.
         promisc: bool,
         /// Set it up.
         up: bool,
     },
-    /// Give the bridge an address.
+    /// Have a link for the gateway of a VLAN.
+    Gateway(GatewaySpec),
+    /// Give the bridge, or the gateway of a VLAN, an address.
     AddBridgeAddr {
-        /// The bridge.
+        /// Which.
         bridge: IfName,
         /// The address.
         cidr: Cidr,
@@ -71,6 +74,8 @@ pub enum Step {
         port: BridgePort,
         /// The pod's MAC, if no other may send.
         only: Option<Mac>,
+        /// Its VLANs.
+        vlans: Vlans,
         /// Whether to wait until it forwards: not if the pod's end stays down.
         wait: bool,
     },
@@ -95,6 +100,22 @@ pub struct BridgeSpec {
     pub mtu: u32,
     /// It receives frames for any MAC.
     pub promisc: bool,
+    /// It filters by VLAN.
+    pub vlan_filtering: bool,
+}
+
+/// The gateway of a VLAN: a cable of which one end is a port of the bridge in that VLAN, and the
+/// other has the gateway's addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewaySpec {
+    /// The end with the addresses.
+    pub link: IfName,
+    /// Its MAC.
+    pub mac: Mac,
+    /// The MTU of both ends in bytes.
+    pub mtu: u32,
+    /// The port's VLANs.
+    pub vlans: Vlans,
 }
 
 impl fmt::Display for Step {
@@ -106,13 +127,19 @@ impl fmt::Display for Step {
                     "create bridge {} mac {} mtu {}",
                     spec.name, spec.mac, spec.mtu
                 )?;
+                if spec.vlan_filtering {
+                    write!(f, " vlans")?;
+                }
                 write!(f, "{}", if spec.promisc { " promisc" } else { "" })
+            }
+            Step::Gateway(spec) => {
+                write!(f, "gateway {} mac {} mtu {}", spec.link, spec.mac, spec.mtu)
             }
             Step::AlterBridge {
                 bridge,
                 mac,
                 mtu,
-                netfilter,
+                settings,
                 promisc,
                 up,
             } => {
@@ -123,8 +150,9 @@ impl fmt::Display for Step {
                 if let Some(mtu) = mtu {
                     write!(f, " mtu {mtu}")?;
                 }
-                if *netfilter {
-                    write!(f, " netfilter")?;
+                if let Some(settings) = settings {
+                    let vlans = settings.vlan_filtering;
+                    write!(f, " netfilter{}", if vlans { " vlans" } else { "" })?;
                 }
                 if *promisc {
                     write!(f, " promisc")?;
@@ -164,13 +192,23 @@ impl fmt::Display for Step {
                 write!(f, "{}", if *dad { ", wait for DAD" } else { "" })
             }
             Step::OpenPort {
-                veth, port, only, ..
+                veth,
+                port,
+                only,
+                vlans,
+                ..
             } => {
                 write!(
                     f,
                     "open port {veth} hairpin {} isolated {}",
                     port.hairpin, port.isolated
                 )?;
+                if let Some(id) = vlans.access {
+                    write!(f, " vlan {id}")?;
+                }
+                for (first, last) in &vlans.trunk {
+                    write!(f, " tags {first}-{last}")?;
+                }
                 match only {
                     Some(mac) => write!(f, " only for {mac}"),
                     None => Ok(()),

@@ -5,7 +5,9 @@ use hostnet::vocab::{IfName, names};
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::vlans;
 use crate::error::{CniError, Code};
+use crate::vlans::Vlans;
 
 /// What the bridge and the pod's cable to it shall be like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct BridgeSettings {
     pub dad: bool,
     /// `disableContainerInterface`: the pod's end stays down.
     pub pod_down: bool,
+    /// `vlan`, `vlanTrunk`, `preserveDefaultVlan`
+    pub vlans: Vlans,
 }
 
 /// The keys that only `bridge` has, by which its configuration is told from flannel's.
@@ -58,12 +62,6 @@ pub(super) const KEYS: [&str; 16] = [
 
 /// Reads them. `gateway` is what `isGateway` is if it is not given: flannel's form says true.
 pub(super) fn read(fields: &Fields<'_>, gateway: bool) -> Result<BridgeSettings, CniError> {
-    for key in ["vlan", "vlanTrunk"] {
-        if let Some(value) = fields.value(key).filter(|value| is_on(value)) {
-            return Err(fields.unsupported(key, value));
-        }
-    }
-    fields.get::<bool>("preserveDefaultVlan", "true or false")?;
     let expected = "iptables or nftables (nftables is used for either)";
     match fields.get::<String>("ipMasqBackend", expected)?.as_deref() {
         None | Some("" | "iptables" | "nftables") => {}
@@ -85,10 +83,20 @@ pub(super) fn read(fields: &Fields<'_>, gateway: bool) -> Result<BridgeSettings,
         mac_spoof_check: fields.flag("macspoofchk")?,
         dad: fields.flag("enabledad")?,
         pod_down: fields.flag("disableContainerInterface")?,
+        vlans: vlans::read(fields)?,
     };
     if settings.hairpin && settings.promisc {
         let expected = "false beside hairpinMode: a frame would come back to its sender twice";
         return Err(fields.wrong("promiscMode", &Value::Bool(true), expected));
+    }
+    if let Err(error) = settings.vlans.gateway(&settings.name)
+        && settings.gateway
+    {
+        let msg = format!(
+            "{}: the gateway of the pod's VLAN has its own interface, and {error}",
+            fields.name("vlan")
+        );
+        return Err(CniError::new(Code::InvalidConfig, msg));
     }
     Ok(settings)
 }

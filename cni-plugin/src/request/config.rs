@@ -317,9 +317,29 @@ mod tests {
                 r#"delegate.bridge is "a/b": expected an interface's name of at most 15 bytes"#,
             ),
             (
-                r#""delegate":{"vlan":7}"#,
-                Code::UnsupportedField,
-                "delegate.vlan is 7: this is not supported",
+                r#""delegate":{"vlan":4095}"#,
+                Code::InvalidConfig,
+                "delegate.vlan is 4095: expected a VLAN from 1 to 4094, or 0 for none",
+            ),
+            (
+                r#""delegate":{"vlanTrunk":[{"id":5},{"minID":9,"maxID":7}]}"#,
+                Code::InvalidConfig,
+                "delegate.vlanTrunk[1].maxID is 7: expected a VLAN from minID 9 on",
+            ),
+            (
+                r#""delegate":{"vlanTrunk":[{"minID":9}]}"#,
+                Code::InvalidConfig,
+                "delegate.vlanTrunk[0].maxID is missing: expected the last VLAN of the run",
+            ),
+            (
+                r#""delegate":{"vlan":7,"vlanTrunk":[{"id":5}]}"#,
+                Code::InvalidConfig,
+                r#"delegate.vlanTrunk is [{"id":5}]: expected none beside vlan: a port has tags or has not"#,
+            ),
+            (
+                r#""delegate":{"bridge":"a-long-bridge","vlan":100}"#,
+                Code::InvalidConfig,
+                r#"delegate.vlan: the gateway of the pod's VLAN has its own interface, and "a-long-bridge.100" cannot name a network interface: it is longer than 15 bytes"#,
             ),
             (
                 r#""delegate":{"ipam":{}}"#,
@@ -478,6 +498,14 @@ mod tests {
         };
         let error = with_args(bad, r#""a":1"#).unwrap_err();
         assert_eq!(error.code, Code::InvalidEnvironment);
+    }
+
+    #[test]
+    fn vlans_are_read_in_order() {
+        let json = r#""delegate":{"vlanTrunk":[{"minID":200,"maxID":210},{"id":5},{"id":211,"minID":205,"maxID":206},{}],"preserveDefaultVlan":false}"#;
+        let vlans = decode(&with(json)).unwrap().bridge.vlans;
+        assert_eq!(vlans.trunk, [(5, 5), (200, 211)]);
+        assert!(vlans.only && vlans.access.is_none());
     }
 
     #[test]

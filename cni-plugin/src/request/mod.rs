@@ -10,6 +10,7 @@ pub mod ports;
 pub mod prev;
 pub mod rates;
 pub mod settings;
+mod vlans;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

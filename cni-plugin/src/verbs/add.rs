@@ -354,8 +354,16 @@ fn observe(
         forwarded: exec::forwarded(&attachment.families())?,
         ..Observed::default()
     };
-    if let Some(link) = host.link(&attachment.bridge.name)? {
-        let addrs = host.addrs(Some(link.index))?;
+    let wanted = &attachment.bridge;
+    if let Some(link) = host.link(&wanted.name)? {
+        let gateway = match wanted.gateway == wanted.name {
+            true => Some(link.index),
+            false => host.link(&wanted.gateway)?.map(|link| link.index),
+        };
+        let addrs = match gateway {
+            Some(index) => host.addrs(Some(index))?,
+            None => Vec::new(),
+        };
         if plan::may_be_stale(&attachment.bridge, &addrs) {
             let all = records.list()?;
             observed.gateways_in_use = all

@@ -74,12 +74,22 @@ pub fn check(target: &Target, config: &Config, raw: &RawRequest) -> Result<(), C
 
 fn node_side(host: &mut Rtnl, record: &Record, wrong: &mut Vec<String>) -> Result<(), CniError> {
     let bridge = present(host, &record.bridge, wrong)?;
-    if let Some(bridge) = &bridge {
-        plan::bridge_settings(bridge)?;
-        let addrs = host.addrs(Some(bridge.index))?;
+    let gateway = match record.gateway() {
+        gateway if gateway == record.bridge => bridge.clone(),
+        gateway if !record.bridge_addresses.is_empty() => present(host, &gateway, wrong)?,
+        _ => None,
+    };
+    if let Some(gateway) = gateway {
+        let addrs = host.addrs(Some(gateway.index))?;
         let has = |cidr| addrs.iter().any(|addr: &Addr| addr.cidr == cidr);
         let missing = record.bridge_addresses.iter().filter(|cidr| !has(**cidr));
-        wrong.extend(missing.map(|cidr| format!("{} has not the address {cidr}", record.bridge)));
+        wrong.extend(missing.map(|cidr| format!("{} has not the address {cidr}", gateway.name)));
+    }
+    if let Some(bridge) = &bridge {
+        let settings = plan::bridge_settings(bridge)?;
+        if !record.vlans.is_empty() && !settings.vlan_filtering {
+            wrong.push(format!("{} does not filter by VLAN", record.bridge));
+        }
         let key = format!("ipv4/conf/{}/route_localnet", record.bridge);
         if nat::needs_route_localnet(record) && Sysctl::default().get(&key)? != "1" {
             wrong.push(format!("{key} is off"));
@@ -89,6 +99,16 @@ fn node_side(host: &mut Rtnl, record: &Record, wrong: &mut Vec<String>) -> Resul
         if bridge.is_some_and(|bridge| veth.master != Some(bridge.index)) {
             wrong.push(format!("{} is not on {}", record.veth, record.bridge));
         }
+        let vlans = match record.vlans.is_empty() {
+            true => Vec::new(),
+            false => host.port_vlans(veth.index)?,
+        };
+        let missing = record.vlans.requests(veth.index, &vlans);
+        wrong.extend(
+            missing
+                .iter()
+                .map(|request| format!("missing: {}", request.what())),
+        );
         let port = rebuild::port(record);
         if veth.port.is_some_and(|found| found != port) {
             wrong.push(format!(

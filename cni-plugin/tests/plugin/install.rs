@@ -184,7 +184,8 @@ fn what_is_wrong_is_seen_before_anything_is_written() {
 }
 
 /// Uninstalls from a node: what was told.
-fn uninstall(node: &Node) -> String {
+/// What goes with the program, and what it tells of that.
+pub(crate) fn uninstall(node: &Node) -> String {
     let (ok, stdout, stderr) = run_in(
         &node.host,
         &[

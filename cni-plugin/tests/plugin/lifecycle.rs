@@ -17,7 +17,7 @@ fn add_makes_what_flannels_chain_makes() {
     let veth = node.ports().pop().unwrap();
     let host = node.snapshot();
     for line in [
-        "link cni0 Bridge(Bridge { nf_call_iptables: true, nf_call_ip6tables: true }) mac 0a:58:0a:f4:03:01 mtu 1450 up",
+        "link cni0 Bridge(Bridge { nf_call_iptables: true, nf_call_ip6tables: true, vlan_filtering: false }) mac 0a:58:0a:f4:03:01 mtu 1450 up",
         "addr cni0 10.244.3.1/24",
         "route 10.244.3.0/24 dev cni0 src 10.244.3.1 proto 2 scope 253 metric 0",
         "mtu 1450 up master cni0 BridgePort { hairpin: true, isolated: false, locked: false }",

@@ -13,3 +13,4 @@ mod refusals;
 mod runtime;
 mod traffic;
 mod verbs;
+mod vlans;

@@ -111,9 +111,9 @@ fn wrong_configurations_are_told_with_key_and_value() {
             "delegate.hairpinMode is 1: expected true or false",
         ),
         (
-            json!({"delegate": {"vlan": 5}}),
+            json!({"conditionsV4": ["-m", "tcp"]}),
             2,
-            "delegate.vlan is 5: this is not supported",
+            r#"conditionsV4 is ["-m","tcp"]: this is not supported"#,
         ),
         (
             json!({"runtimeConfig": {"portMappings": [{"hostPort": 80}]}}),

@@ -15,6 +15,7 @@ fn a_bridge_keeps_its_settings() {
     let bridge = Bridge {
         nf_call_iptables: true,
         nf_call_ip6tables: true,
+        vlan_filtering: false,
     };
     let new = NewLink {
         mac: Some(mac),

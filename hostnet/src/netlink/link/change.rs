@@ -132,7 +132,7 @@ fn ipv4_conf(switches: &[(Ipv4Conf, u32)]) -> AfSpecInet {
     AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | NESTED, nest))
 }
 
-/// Changes a bridge's settings.
+/// Changes a bridge's settings. VLAN filtering is only ever turned on.
 pub fn set_bridge(link: impl Into<LinkRef>, bridge: &Bridge) -> Request {
     let link = link.into();
     let mut message = link.message();
@@ -140,8 +140,12 @@ pub fn set_bridge(link: impl Into<LinkRef>, bridge: &Bridge) -> Request {
         LinkInfo::Kind(InfoKind::Bridge),
         LinkInfo::Data(InfoData::Bridge(create::bridge_data(bridge))),
     ]));
+    let vlans = match bridge.vlan_filtering {
+        true => ", VLAN filtering",
+        false => "",
+    };
     let what = format!(
-        "set bridge {link} nf_call_iptables {}, nf_call_ip6tables {}",
+        "set bridge {link} nf_call_iptables {}, nf_call_ip6tables {}{vlans}",
         bridge.nf_call_iptables, bridge.nf_call_ip6tables
     );
     Request::new(what, 0, RouteNetlinkMessage::NewLink(message))

@@ -154,11 +154,16 @@ fn peer_message(peer: &NewPeer) -> LinkMessage {
     message
 }
 
+/// Off is what a bridge has anyway, and the only word for VLANs that some kernels bear.
 pub(super) fn bridge_data(bridge: &Bridge) -> Vec<InfoBridge> {
-    vec![
+    let mut data = vec![
         InfoBridge::NfCallIpTables(bridge.nf_call_iptables),
         InfoBridge::NfCallIp6Tables(bridge.nf_call_ip6tables),
-    ]
+    ];
+    if bridge.vlan_filtering {
+        data.push(InfoBridge::VlanFiltering(true));
+    }
+    data
 }
 
 pub(super) fn vxlan_data(vxlan: &Vxlan) -> Vec<InfoVxlan> {

@@ -77,6 +77,7 @@ fn bridge(data: &[InfoBridge]) -> Bridge {
         match item {
             InfoBridge::NfCallIpTables(on) => bridge.nf_call_iptables = *on,
             InfoBridge::NfCallIp6Tables(on) => bridge.nf_call_ip6tables = *on,
+            InfoBridge::VlanFiltering(on) => bridge.vlan_filtering = *on,
             _ => {}
         }
     }

@@ -5,6 +5,7 @@ mod change;
 mod counters;
 mod create;
 mod decode;
+mod vlan;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ pub use self::change::{
 };
 pub use self::counters::Counters;
 pub use self::create::{NewLink, NewPeer, create};
+pub use self::vlan::{PortVlans, add_vlans, delete_vlans};
 use super::{Result, Rtnl};
 use crate::netns::NetNs;
 use crate::vocab::{IfName, Mac};
@@ -86,6 +88,9 @@ pub struct Bridge {
     pub nf_call_iptables: bool,
     /// The same for IPv6.
     pub nf_call_ip6tables: bool,
+    /// Frames pass only between ports of the same VLAN: see [`PortVlans`]
+    /// (`IFLA_BR_VLAN_FILTERING`). A kernel without it refuses to be told.
+    pub vlan_filtering: bool,
 }
 
 /// The settings of a VXLAN device (RFC 7348).

@@ -61,6 +61,7 @@ impl World {
         let bridge = LinkKind::Bridge(Bridge {
             nf_call_iptables: true,
             nf_call_ip6tables: true,
+            vlan_filtering: false,
         });
         let cni0 = NewLink {
             up: true,
