@@ -5,14 +5,16 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e lint bench dist images manifests clean prepare benched
+.PHONY: help demo test fuzz e2e lint bench dist images manifests clean prepare benched
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/twill
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/tools/bin/cargo-deny
 TARGET := x86_64-unknown-linux-gnu
+CNI_TARGET := x86_64-unknown-linux-musl
 STEP := integration/step
 DIST := --profile dist --target $(TARGET)
+CNI_DIST := --profile dist --target $(CNI_TARGET) -p cni-plugin
 STATIC := -C target-feature=+crt-static -C strip=symbols -C link-arg=-Wl,-z,pack-relative-relocs
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
@@ -29,6 +31,9 @@ test: prepare ## All tests: unit, property, and end to end with real packets
 	@target/debug/lab prepare
 	@$(STEP) "testing" cargo test --workspace
 
+fuzz: prepare ## What strangers write, mangled: each parser for a bounded time (DURATION=10 seconds each)
+	@fuzz/run $(or $(DURATION),10)
+
 e2e: prepare images ## A cluster made by kind: install, hello-world, restart, upgrade, uninstall
 	@integration/kind/prepare
 	@$(STEP) "building the test" cargo test --package integration --test kind --no-run
@@ -36,6 +41,7 @@ e2e: prepare images ## A cluster made by kind: install, hello-world, restart, up
 
 lint: prepare $(DENY) ## Formatting, clippy without warnings, bans and licences of dependencies
 	@$(STEP) "formatting" cargo fmt --all --check
+	@$(STEP) "formatting of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
 	@$(STEP) "clippy" cargo clippy --workspace --all-targets -- -D warnings
 	@$(STEP) "clippy of the kind cluster's test" cargo clippy --package integration --test kind -- -D warnings
 	@$(STEP) "dependencies" $(DENY) check bans licenses sources
@@ -44,16 +50,21 @@ bench: prepare benched ## The figures of the README, beside the programs that Tw
 	@$(STEP) "benchmarks" cargo bench --package integration
 	@$(STEP) "one change of a Service's endpoints" cargo bench --package proxy --bench pipeline
 
-# twill-cni by itself: beside the daemons its libraries would have features that it does without.
+# twill-cni by itself: beside the daemons its libraries would have features that it does without. It is linked with musl,
+# because it is started for each pod: glibc asks the processor some thirty questions (CPUID) at each start, of which a
+# virtual machine has to answer each one.
 dist: prepare ## The static binaries of the image, in target/x86_64-unknown-linux-gnu/dist
-	@RUSTFLAGS="$(STATIC)" $(STEP) "building the static twill-cni" cargo build $(DIST) -p cni-plugin --bins
+	@rustup target list --installed | grep -q $(CNI_TARGET) || $(STEP) "installing Rust's libraries for $(CNI_TARGET)" rustup target add $(CNI_TARGET)
+	@RUSTFLAGS="$(STATIC)" $(STEP) "building the static twill-cni" cargo build $(CNI_DIST) --bins
 	@RUSTFLAGS="$(STATIC)" $(STEP) "building the other static binaries" cargo build $(DIST) -p flanneld -p proxy -p cli --bins
+	@cp target/$(CNI_TARGET)/dist/twill-cni target/$(TARGET)/dist/
 	@cd target/$(TARGET)/dist && ls -l --block-size=K twill-cni flanneld twill-proxy twill
 
 # What the benchmarks run: the static binaries, a program of bare netlink calls, and the lab (which
 # is not measured) beside them.
 benched: dist
-	@RUSTFLAGS="$(STATIC)" $(STEP) "building the bare netlink calls" cargo build $(DIST) -p cni-plugin --example bare-attach
+	@RUSTFLAGS="$(STATIC)" $(STEP) "building the bare netlink calls" cargo build $(CNI_DIST) --example bare-attach
+	@mkdir -p target/$(TARGET)/dist/examples && cp target/$(CNI_TARGET)/dist/examples/bare-attach target/$(TARGET)/dist/examples/
 	@$(STEP) "building the lab" cargo build --release -p integration --bin lab
 	@cp -u target/release/lab target/$(TARGET)/dist/
 
