@@ -388,6 +388,32 @@ fn decode_chain(attrs: Attrs<'_>) -> Option<Chain> {
     })
 }
 
+/// Takes bytes for the kernel's answer, and for a part of one, and decodes them in every way that there is: what tests
+/// and the fuzz target hold decoders to, whatever the bytes are.
+#[cfg(any(test, feature = "testkit"))]
+pub fn decode_all(bytes: &[u8]) {
+    for message in wire::messages(bytes).unwrap_or_default() {
+        decode_attrs(message.attrs());
+    }
+    decode_attrs(Attrs(bytes));
+}
+
+#[cfg(any(test, feature = "testkit"))]
+fn decode_attrs(attrs: Attrs<'_>) {
+    let _ = (decode_chain(attrs), decode_rule(attrs), Expr::decode(attrs));
+    for (_, value) in attrs {
+        let _ = (udata::comment(value), udata::set_parts(value));
+    }
+    if let Some(decl) = SetDecl::decode(attrs) {
+        let mut reader = ElementReader::new(decl);
+        if let Some(list) = attrs.nest(elem::LIST) {
+            reader.read(list, &mut |name| name.into());
+        }
+        reader.read(attrs, &mut |name| name.into());
+        reader.finish();
+    }
+}
+
 /// Sends a request to read, and hands each answer on until the last.
 pub(super) fn request(
     socket: &mut Socket,

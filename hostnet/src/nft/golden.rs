@@ -7,11 +7,11 @@ use proptest::prelude::*;
 
 use super::batch::Batch;
 use super::expr::Expr;
-use super::set::{ElementReader, SetDecl};
+use super::set::SetDecl;
 use super::wire::{self, Attrs};
 use super::{
     CT_DNAT, CT_ESTABLISHED, CT_RELATED, Chain, Changes, Element, FIB_LOCAL, FieldType, Hook, Key,
-    KeyType, NatFlags, Op, Proto, Rule, Selector, TableId, goto, udata,
+    KeyType, NatFlags, Op, Proto, Rule, Selector, TableId, dump, goto,
 };
 use crate::vocab::Family;
 
@@ -222,16 +222,7 @@ proptest! {
     /// What comes from the kernel is not trusted either: a decoder answers, or says that it cannot.
     #[test]
     fn no_bytes_make_a_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-        let _ = wire::messages(&bytes);
-        let attrs = Attrs(&bytes);
-        let _ = Expr::decode(attrs);
-        let _ = udata::set_parts(&bytes);
-        let _ = udata::comment(&bytes);
-        if let Some(decl) = SetDecl::decode(attrs) {
-            let mut reader = ElementReader::new(decl);
-            reader.read(attrs, &mut |name| name.into());
-            reader.finish();
-        }
+        dump::decode_all(&bytes);
     }
 
     /// Near misses go deeper than noise.

@@ -40,6 +40,8 @@ mod wire;
 pub use comment::Comment;
 pub use diff::{Changes, Op, diff};
 pub use dump::Observed;
+#[cfg(any(test, feature = "testkit"))]
+pub use dump::decode_all;
 pub use error::{Error, Refusal};
 pub use expr::{
     CmpOp, CtKey, Direction, DynsetOp, Expr, FibAddr, Header, MetaKey, NatFlags, Reg, RejectWith,
