@@ -191,7 +191,12 @@ fn main() -> Result<()> {
     let scratch =
         tempfile::tempdir_in("/dev/shm").context("the benchmark keeps its data on tmpfs")?;
     let ours = programs::binaries()?;
-    let wanted = [Program::Bridge, Program::HostLocal, Program::Portmap];
+    let wanted = [
+        Program::Bridge,
+        Program::HostLocal,
+        Program::Portmap,
+        Program::Bandwidth,
+    ];
     let theirs = upstream::assets(Module::CniPlugins, &wanted, progress)?;
     let dir = |name: &str| scratch.path().join(name);
 
@@ -233,6 +238,22 @@ fn main() -> Result<()> {
     in_turn(&mut sides, PODS_WITH_PORTS, Side::pod)?;
     step.done();
     add_and_del(", one host port", &sides);
+
+    let step = progress.step(format!("{PODS_WITH_PORTS} pods with rates both ways"));
+    let rates = json!({"bandwidth": {
+        "ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 8_000_000, "egressBurst": 800_000,
+    }});
+    let mut ours_shaped = twill(&dir("i"), 24, &[]);
+    ours_shaped["runtimeConfig"] = rates.clone();
+    let bandwidth =
+        json!({"cniVersion": "1.0.0", "name": "cbr0", "type": "bandwidth", "runtimeConfig": rates});
+    let mut sides = [
+        Side::new("twill-cni", &ours, vec![ours_shaped])?,
+        Side::new("… + bandwidth", &theirs, vec![bridge(&dir("j")), bandwidth])?,
+    ];
+    in_turn(&mut sides, PODS_WITH_PORTS, Side::pod)?;
+    step.done();
+    add_and_del(", rates both ways", &sides);
 
     let step = progress.step(format!("{AT_ONCE} pods at once, {ROUNDS} times"));
     let mut sides = [

@@ -92,6 +92,8 @@ pub enum Program {
     HostLocal,
     /// The reference plugin for host ports.
     Portmap,
+    /// The reference plugin that shapes.
+    Bandwidth,
     /// The daemon that gives nodes their subnets on other clusters.
     Flannel,
 }
@@ -111,6 +113,7 @@ impl Program {
             Program::Bridge => "bridge",
             Program::HostLocal => "host-local",
             Program::Portmap => "portmap",
+            Program::Bandwidth => "bandwidth",
             Program::Flannel => "flannel",
         }
     }
@@ -126,6 +129,7 @@ impl Program {
             Program::Bridge => "github.com/containernetworking/plugins/plugins/main/bridge",
             Program::HostLocal => "github.com/containernetworking/plugins/plugins/ipam/host-local",
             Program::Portmap => "github.com/containernetworking/plugins/plugins/meta/portmap",
+            Program::Bandwidth => "github.com/containernetworking/plugins/plugins/meta/bandwidth",
             Program::Flannel => ".",
         }
     }
