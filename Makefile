@@ -39,11 +39,13 @@ e2e: prepare images ## A cluster made by kind: install, hello-world, restart, up
 	@$(STEP) "building the test" cargo test --package integration --test kind --no-run
 	@$(STEP) "testing on a kind cluster" cargo test --package integration --test kind -- --nocapture
 
-lint: prepare $(DENY) ## Formatting, clippy without warnings, bans and licences of dependencies
+lint: prepare $(DENY) ## Formatting, clippy without warnings, shellcheck, bans and licences of dependencies
 	@$(STEP) "formatting" cargo fmt --all --check
 	@$(STEP) "formatting of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
 	@$(STEP) "clippy" cargo clippy --workspace --all-targets -- -D warnings
 	@$(STEP) "clippy of the kind cluster's test" cargo clippy --package integration --test kind -- -D warnings
+	@integration/prepare "shellcheck shellcheck to check the scripts"
+	@$(STEP) "scripts" shellcheck $$(grep -rlE '^#!.*bash' .ci integration manifests)
 	@$(STEP) "dependencies" $(DENY) check bans licenses sources
 
 bench: prepare benched ## The figures of the README, beside the programs that Twill replaces
