@@ -5,7 +5,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz e2e lint bench dist images manifests clean prepare benched
+.PHONY: help demo test fuzz smoke e2e lint bench dist images manifests clean prepare benched
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/twill
 DENY_VERSION := 0.20.2
@@ -34,16 +34,24 @@ test: prepare ## All tests: unit, property, and end to end with real packets
 fuzz: prepare ## What strangers write, mangled: each parser for a bounded time (DURATION=10 seconds each)
 	@fuzz/run $(or $(DURATION),10)
 
-e2e: prepare images ## A cluster made by kind: install, hello-world, restart, upgrade, uninstall
+# One after another: a box of Docker's has room for one cluster.
+KIND_TEST := cargo test --workspace --test kind -- --nocapture --test-threads=1
+
+smoke: images ## An installation on a kind cluster: hello-world, restart, upgrade, uninstall
 	@integration/kind/prepare
-	@$(STEP) "building the test" cargo test --package integration --test kind --no-run
-	@$(STEP) "testing on a kind cluster" cargo test --package integration --test kind -- --nocapture
+	@$(STEP) "building the test" cargo test --workspace --test kind --no-run
+	@$(STEP) "installing on a kind cluster" $(KIND_TEST) smoke
+
+e2e: images ## A cluster made by kind: install, hello-world, restart, upgrade, uninstall
+	@integration/kind/prepare
+	@$(STEP) "building the test" cargo test --workspace --test kind --no-run
+	@$(STEP) "testing on a kind cluster" $(KIND_TEST)
 
 lint: prepare $(DENY) ## Formatting, clippy without warnings, shellcheck, bans and licences of dependencies
 	@$(STEP) "formatting" cargo fmt --all --check
 	@$(STEP) "formatting of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
 	@$(STEP) "clippy" cargo clippy --workspace --all-targets -- -D warnings
-	@$(STEP) "clippy of the kind cluster's test" cargo clippy --package integration --test kind -- -D warnings
+	@$(STEP) "clippy of the kind cluster's test" cargo clippy --workspace --test kind -- -D warnings
 	@integration/prepare "shellcheck shellcheck to check the scripts"
 	@$(STEP) "scripts" shellcheck $$(grep -rlE '^#!.*bash' .ci integration manifests)
 	@$(STEP) "dependencies" $(DENY) check bans licenses sources

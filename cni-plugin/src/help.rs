@@ -90,6 +90,8 @@ Commands of a person's, or of an image without a shell:
       removes them again; a configuration that does not name twill-cni stays. With the program go
       its tables, a cni0 that it made and that has no ports, its stateDir, and networks of
       ipam.dataDir without reservations; while pods have their attachments, it tells what stays
+  twill-cni pause
+      does nothing until it is killed: it holds a pod whose init containers have done the work
 
 Options: --help, --version
 ";

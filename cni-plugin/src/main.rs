@@ -30,6 +30,10 @@ fn explain() -> ExitCode {
         }
         Some("install") => return by_hand(install::install),
         Some("uninstall") => return by_hand(install::uninstall),
+        // What holds a pod whose init containers have done the work.
+        Some("pause") => loop {
+            std::thread::park();
+        },
         Some("--help" | "-h") => {
             let _ = write!(io::stdout(), "{}", help::HELP);
         }

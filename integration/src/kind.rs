@@ -28,11 +28,12 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Builds what is missing, which takes minutes the first time, and makes the cluster.
+    /// Builds what is missing, which takes minutes the first time, and makes the cluster that `config` describes, a file
+    /// of `integration/kind`.
     ///
     /// # Errors
     /// No root, a Debian package that is missing (the error names it), or kind's own.
-    pub fn create(progress: Progress) -> Result<Cluster> {
+    pub fn create(config: &str, progress: Progress) -> Result<Cluster> {
         let mut container = Command::new(format!("{KIND}/box"))
             .args(["sh", "-c", r#"echo "$TWILL_KIND_RUN"; cat"#])
             .stdin(Stdio::piped())
@@ -52,9 +53,8 @@ impl Cluster {
             progress,
         };
         let step = progress.step("making a cluster of three nodes");
-        let config = format!("{KIND}/cluster.yaml");
         cluster.shell(&format!(
-            "kind create cluster --config {config} --image \"$KIND_IMAGE\" --quiet"
+            "kind create cluster --config {KIND}/{config} --image \"$KIND_IMAGE\" --quiet"
         ))?;
         step.done();
         Ok(cluster)
