@@ -5,7 +5,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz smoke e2e lint bench dist images manifests clean prepare benched
+.PHONY: help demo test fuzz smoke e2e conformance lint bench dist images manifests clean prepare benched
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/twill
 DENY_VERSION := 0.20.2
@@ -19,7 +19,7 @@ STATIC := -C target-feature=+crt-static -C strip=symbols -C link-arg=-Wl,-z,pack
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 help:
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-9s %s\n' "$$target" "$$what"; done
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-11s %s\n' "$$target" "$$what"; done
 
 demo: prepare ## A packet's whole way, each line read from the kernel (MODE=iptables: with kube-proxy's chains; KEEP=1 leaves the lab standing)
 	@$(STEP) "building Twill" cargo build --release --workspace --bins
@@ -42,10 +42,14 @@ smoke: images ## An installation on a kind cluster: hello-world, restart, upgrad
 	@$(STEP) "building the test" cargo test --workspace --test kind --no-run
 	@$(STEP) "installing on a kind cluster" $(KIND_TEST) smoke
 
-e2e: images ## A cluster made by kind: install, hello-world, restart, upgrade, uninstall
+e2e: images ## Clusters made by kind: install, restart, upgrade, uninstall; pods and nodes that come and go
 	@integration/kind/prepare
 	@$(STEP) "building the test" cargo test --workspace --test kind --no-run
-	@$(STEP) "testing on a kind cluster" $(KIND_TEST)
+	@$(STEP) "testing on kind clusters" $(KIND_TEST)
+
+conformance: images ## The Kubernetes project's own network tests, on a kind cluster (FOCUS=… for some); reports in target/conformance
+	@integration/kind/prepare
+	@integration/kind/conformance target/conformance
 
 lint: prepare $(DENY) ## Formatting, clippy without warnings, shellcheck, bans and licences of dependencies
 	@$(STEP) "formatting" cargo fmt --all --check
