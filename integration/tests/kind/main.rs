@@ -1,11 +1,12 @@
 //! A cluster that nobody here wrote: kubelet, containerd and systemd of a kind cluster, and `manifests/` as a user applies
-//! them. `smoke` is an installation's whole way.
+//! them. `smoke` is an installation's whole way, `events` what happens to nodes and pods afterwards.
 
 use std::time::{Duration, Instant};
 
 use integration::kind::{Cluster, NODES};
 use integration::progress::Progress;
 
+mod events;
 mod load;
 mod smoke;
 
