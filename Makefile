@@ -57,7 +57,7 @@ lint: prepare $(DENY) ## Formatting, clippy without warnings, shellcheck, bans a
 	@$(STEP) "clippy" cargo clippy --workspace --all-targets -- -D warnings
 	@$(STEP) "clippy of the kind cluster's test" cargo clippy --workspace --test kind -- -D warnings
 	@integration/prepare "shellcheck shellcheck to check the scripts"
-	@$(STEP) "scripts" shellcheck $$(grep -rlE '^#!.*bash' .ci integration manifests)
+	@$(STEP) "scripts" shellcheck $$(grep -rlE '^#!.*bash' .ci fuzz integration manifests)
 	@$(STEP) "dependencies" $(DENY) check bans licenses sources
 
 bench: prepare benched ## The figures of the README, beside the programs that Twill replaces
