@@ -27,10 +27,7 @@ pub enum SysctlError {
         source: io::Error,
     },
     /// It has the wrong value and could not be written.
-    #[error(
-        "cannot set {} to {wanted} (it is {found}): set it on the host, or mount the host's /proc/sys/net writable",
-        path.display()
-    )]
+    #[error("cannot set {} to {wanted} (it is {found}): {}", path.display(), remedy(source))]
     Write {
         /// The file.
         path: PathBuf,
@@ -41,6 +38,15 @@ pub enum SysctlError {
         /// Why.
         source: io::Error,
     },
+}
+
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "the kernel forbids it in this network namespace: set it on the host"
+        }
+        _ => "set it on the host, or mount the host's /proc/sys/net writable",
+    }
 }
 
 impl Default for Sysctl {
@@ -146,5 +152,11 @@ mod tests {
         };
         let error = ns.run_in(refused).unwrap().to_string();
         assert!(error.starts_with("cannot set /proc/sys/net/ipv4/ip_forward to what (it is "));
+        // The size of the host's table is the first namespace's to set.
+        let key = "netfilter/nf_conntrack_max";
+        let forbidden = || Sysctl::default().ensure(key, "1").unwrap_err();
+        let error = ns.run_in(forbidden).unwrap().to_string();
+        let remedy = "the kernel forbids it in this network namespace: set it on the host";
+        assert!(error.ends_with(remedy), "{error}");
     }
 }

@@ -14,6 +14,10 @@ const MAX: &str = "netfilter/nf_conntrack_max";
 const BUCKETS: &str = "netfilter/nf_conntrack_buckets";
 /// As kube-proxy and the kernel reckon.
 const CONNECTIONS_PER_BUCKET: u64 = 4;
+/// Many cores ask for no more than this.
+const MOST_BY_CORES: u64 = 1 << 20;
+/// The cores of the machine: fewer may be given to this process.
+const CORES: &str = "/sys/devices/system/cpu/online";
 
 /// What is asked of connection tracking. What is 0 or `None` is left alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +58,9 @@ impl Conntrack {
     fn max(&self, cores: u32) -> u64 {
         match self.max_per_core {
             0 => 0,
-            per_core => (u64::from(per_core) * u64::from(cores)).max(self.min.into()),
+            per_core => (u64::from(per_core) * u64::from(cores))
+                .min(MOST_BY_CORES)
+                .max(self.min.into()),
         }
     }
 
@@ -83,15 +89,14 @@ impl Conntrack {
         all.into_iter().filter(|(_, value)| *value > 0).collect()
     }
 
-    /// Sets what differs, in the calling thread's network namespace. What cannot be set is a warning that says
-    /// what to do, and changes nothing else: returns these.
+    /// Sets what differs, in the calling thread's network namespace; the most connections are never made fewer.
+    /// What cannot be set is a warning that says what to do, and changes nothing else: returns these.
     pub fn apply(&self) -> Vec<String> {
         let root = [HOST_SYSCTLS, sysctl::ROOT]
             .into_iter()
             .find(|root| Path::new(root).is_dir());
         let sysctl = Sysctl::new(root.unwrap_or(sysctl::ROOT));
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-        self.apply_to(&sysctl, cores)
+        self.apply_to(&sysctl, cores())
     }
 
     fn apply_to(&self, sysctl: &Sysctl, cores: u32) -> Vec<String> {
@@ -101,26 +106,39 @@ impl Conntrack {
             }
             Ok::<_, SysctlError>(())
         };
+        // What others made larger stays so.
+        let raise = |key, value: u64| {
+            let is_enough = sysctl.get(key)?.parse().is_ok_and(|now: u64| now >= value);
+            if is_enough { Ok(()) } else { set(key, value) }
+        };
         let mut warnings = Vec::new();
         for (key, value) in self.switches(cores) {
-            let done = set(key, value);
-            // A table that others made larger stays so.
-            let done = match done {
-                Ok(()) if key == MAX => sysctl.get(BUCKETS).and_then(|buckets| {
-                    let wanted = value / CONNECTIONS_PER_BUCKET;
-                    let is_enough = buckets.parse().is_ok_and(|buckets: u64| buckets >= wanted);
-                    if is_enough {
-                        Ok(())
-                    } else {
-                        set(BUCKETS, wanted)
-                    }
-                }),
-                done => done,
+            let done = if key == MAX {
+                raise(MAX, value).and_then(|()| raise(BUCKETS, value / CONNECTIONS_PER_BUCKET))
+            } else {
+                set(key, value)
             };
             warnings.extend(done.err().map(|error| crate::run::chain(&error)));
         }
         warnings
     }
+}
+
+fn cores() -> u32 {
+    let online = std::fs::read_to_string(CORES).ok();
+    online.as_deref().and_then(counted).unwrap_or_else(|| {
+        std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32)
+    })
+}
+
+/// How many there are in a list of the kernel's, such as `0-3,6`.
+fn counted(list: &str) -> Option<u32> {
+    let ranges = list.trim().split(',').map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        Some(last.checked_sub(first)? + 1)
+    });
+    ranges.sum()
 }
 
 #[cfg(test)]
@@ -135,6 +153,7 @@ mod tests {
         let usual = Conntrack::default();
         assert_eq!(max(&usual, 2), 131_072);
         assert_eq!(max(&usual, 8), 262_144);
+        assert_eq!(max(&usual, 256), 1_048_576);
         let none = Conntrack {
             max_per_core: 0,
             tcp_established: Duration::ZERO,
@@ -145,26 +164,40 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_table_grows_with_the_most_connections_and_never_shrinks() {
+    fn a_machines_cores_are_counted() {
+        for (list, count) in [
+            ("0\n", Some(1)),
+            ("0-3,6\n", Some(5)),
+            ("", None),
+            ("3-1", None),
+        ] {
+            assert_eq!(counted(list), count, "{list}");
+        }
+        assert!(cores() > 0);
+    }
+
+    #[test]
+    fn the_table_grows_and_never_shrinks() {
         let conntrack = Conntrack {
             tcp_established: Duration::ZERO,
             tcp_close_wait: Duration::ZERO,
             ..Conntrack::default()
         };
-        let buckets_from = |before: &str| {
+        let after = |before: [&str; 2]| {
             let root = tempfile::tempdir().unwrap();
             let path = |key| root.path().join(key);
             std::fs::create_dir(path("netfilter")).unwrap();
-            for (key, value) in [(MAX, "65536"), (BUCKETS, before)] {
+            for (key, value) in [MAX, BUCKETS].iter().zip(before) {
                 hostnet::atomic_file::replace(path(key), value.as_bytes(), 0o600).unwrap();
             }
             let sysctl = Sysctl::new(root.path());
             assert_eq!(conntrack.apply_to(&sysctl, 8), [""; 0]);
-            assert_eq!(sysctl.get(MAX).unwrap(), "262144");
-            sysctl.get(BUCKETS).unwrap()
+            [MAX, BUCKETS].map(|key| sysctl.get(key).unwrap())
         };
-        assert_eq!(buckets_from("16384"), "65536");
-        assert_eq!(buckets_from("131072"), "131072");
+        assert_eq!(after(["65536", "16384"]), ["262144", "65536"]);
+        assert_eq!(after(["65536", "131072"]), ["262144", "131072"]);
+        assert_eq!(after(["1000000", "131072"]), ["1000000", "131072"]);
+        assert_eq!(after(["1000000", "16384"]), ["1000000", "65536"]);
     }
 
     #[test]
@@ -196,19 +229,24 @@ mod tests {
         assert_eq!(ns.sysctl("netfilter/nf_conntrack_tcp_be_liberal"), "1");
         let established = ns.sysctl("netfilter/nf_conntrack_tcp_timeout_established");
         assert_eq!(established, "86400");
-        // The size of the table is the host's: no namespace but the first may set it.
+        // The size of the table is the host's: no namespace but the first may set it, which only those hear who
+        // want a larger one.
         let is_about_the_size =
             |warning: &String| warning.contains(MAX) || warning.contains(BUCKETS);
         assert!(warnings.iter().all(is_about_the_size), "{warnings:?}");
-        let max = ns.sysctl(MAX);
-        let cores = std::thread::available_parallelism().unwrap().get() as u64;
-        let wanted = (cores * 32_768).max(131_072).to_string();
-        let buckets: u64 = ns.sysctl(BUCKETS).parse().unwrap();
-        let is_right = max == wanted && buckets >= cores * 8_192 && buckets >= 32_768;
-        assert_eq!(
-            warnings.is_empty(),
-            is_right,
-            "{max}, {buckets}, {warnings:?}"
-        );
+        let number = |key| ns.sysctl(key).parse::<u64>().unwrap();
+        let wanted = conntrack.max(cores());
+        let is_enough = number(MAX) >= wanted && number(BUCKETS) >= wanted / CONNECTIONS_PER_BUCKET;
+        assert_eq!(warnings.is_empty(), is_enough, "{wanted}, {warnings:?}");
+        let larger = Conntrack {
+            min: u32::MAX,
+            ..conntrack
+        };
+        let warnings = ns.run(|| larger.apply());
+        let [warning] = &warnings[..] else {
+            panic!("{warnings:?}")
+        };
+        let forbidden = "the kernel forbids it in this network namespace: set it on the host";
+        assert!(warning.contains(forbidden), "{warning}");
     }
 }
