@@ -59,6 +59,12 @@ pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result
     set_oom_score_adj(config.oom_score_adj);
     tracing::info!(node = %config.hostname, mode = config.mode.as_str(), settings = %config.settings, "starting");
 
+    let client = agent::client::connect(&config.client)?;
+    let events = Events::from(Recorder::start(
+        client.clone(),
+        "twill-proxy",
+        &config.hostname,
+    ));
     let mut registry = agent::metrics::registry("twill_proxy");
     let metrics = Metrics::new(&mut registry);
     let (health, health_seen) = watch::channel(Health::default());
@@ -70,7 +76,11 @@ pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result
     let server = health::Server::new(health_seen, config.sync_period * 2, metrics.clone());
     let answering = server.clone();
     port("--healthz-bind-address", config.healthz)
-        .serve(move |path: &str| answering.answer(path), stop.clone())
+        .serve(
+            move |path: &str| answering.answer(path),
+            |error| events.no_health_port(&config.hostname, error),
+            stop.clone(),
+        )
         .await?;
     let registry = Arc::new(registry);
     let mode = config.mode.as_str();
@@ -78,17 +88,12 @@ pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result
     port("--metrics-bind-address", config.metrics)
         .serve(
             move |path: &str| health::metrics_answer(&registry, &configz_seen, mode, path),
+            |error| events.no_metrics_port(&config.hostname, error),
             stop.clone(),
         )
         .await?;
 
     let periods = Periods::of(&config);
-    let client = agent::client::connect(&config.client)?;
-    let events = Events::from(Recorder::start(
-        client.clone(),
-        "twill-proxy",
-        &config.hostname,
-    ));
     events.starting(&config.hostname);
     let (checks, checks_seen) = watch::channel(Checks::default());
     tokio::spawn(checks::serve(

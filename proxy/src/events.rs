@@ -2,6 +2,7 @@
 //! one for the matter.
 
 use agent::events::{Notice, Recorder, node};
+use agent::http::BindError;
 use k8s_openapi::api::core::v1::ObjectReference;
 
 use crate::host_ports::Clash;
@@ -28,6 +29,27 @@ impl Events {
             action: "StartKubeProxy",
             note: format!("twill-proxy {}", agent::metrics::VERSION),
             // As kubelet and kube-proxy do: a Node's Events are found by its name in place of its UID.
+            regarding: node(name, name),
+            related: None,
+        });
+    }
+
+    /// The port at which a Node's proxy tells of its health is another's.
+    pub fn no_health_port(&self, name: &str, error: &BindError) {
+        self.no_port(name, "FailedToStartProxierHealthcheck", error);
+    }
+
+    /// The port for its metrics is.
+    pub fn no_metrics_port(&self, name: &str, error: &BindError) {
+        self.no_port(name, "FailedToStartMetricServer", error);
+    }
+
+    fn no_port(&self, name: &str, reason: &'static str, error: &BindError) {
+        self.publish(|| Notice {
+            warning: true,
+            reason,
+            action: "StartKubeProxy",
+            note: format!("{error}: twill-proxy will try again until the port is free"),
             regarding: node(name, name),
             related: None,
         });

@@ -73,6 +73,7 @@ pub struct Metrics {
     endpoint_changes_pending: Gauge,
     no_local_endpoints: Labelled<NoLocal, Gauge>,
     sync_failures: Labelled<IpFamily, Counter>,
+    cleanup_failures: Labelled<IpFamily, Counter>,
     healthz: Labelled<Code, Counter>,
     livez: Labelled<Code, Counter>,
     service_ports: Labelled<IpFamily, Gauge>,
@@ -122,6 +123,7 @@ impl Metrics {
             endpoint_changes_pending: Gauge::default(),
             no_local_endpoints: Labelled::default(),
             sync_failures: Labelled::default(),
+            cleanup_failures: Labelled::default(),
             healthz: Labelled::default(),
             livez: Labelled::default(),
             service_ports: Labelled::default(),
@@ -190,6 +192,11 @@ impl Metrics {
             "sync_proxy_rules_nftables_sync_failures",
             "Passes that failed",
             metrics.sync_failures.clone(),
+        );
+        theirs.register(
+            "sync_proxy_rules_nftables_cleanup_failures",
+            "Failures to remove what nothing leads to any more",
+            metrics.cleanup_failures.clone(),
         );
         theirs.register(
             "proxy_healthz",
@@ -277,6 +284,13 @@ impl Metrics {
     pub fn failed(&self, kind: Kind, delta: &Delta) {
         for family in touched(kind, delta) {
             self.sync_failures.get_or_create(&of(family)).inc();
+        }
+    }
+
+    /// What an earlier pass left could not be removed. One call serves both families.
+    pub fn cleanup_failed(&self) {
+        for family in Family::ALL {
+            self.cleanup_failures.get_or_create(&of(family)).inc();
         }
     }
 
@@ -368,6 +382,7 @@ mod tests {
         metrics.synced(Kind::Full, Duration::from_millis(3), &delta);
         metrics.synced(Kind::Partial, Duration::from_millis(1), &delta);
         metrics.failed(Kind::Partial, &delta);
+        metrics.cleanup_failed();
         metrics.programmed(Family::V4, Timestamp::now());
         metrics.healthz(200);
         metrics.livez(503);
@@ -382,6 +397,7 @@ mod tests {
             "kubeproxy_sync_proxy_rules_endpoint_changes_total 4",
             "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
             "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total{ip_family=\"IPv4\"} 1",
             "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
             "kubeproxy_proxy_livez_total{code=\"503\"} 1",
             "twill_proxy_service_ports{ip_family=\"IPv4\"} 6",

@@ -22,13 +22,14 @@ pub struct Port {
 }
 
 impl Port {
-    /// Serves answers in the background until `stop` is cancelled.
+    /// Serves answers in the background until `stop` is cancelled. `refused` is told if the port is taken at first.
     ///
     /// # Errors
     /// The port cannot be had, and that shall be an error.
     pub async fn serve(
         self,
         handler: impl Handler,
+        refused: impl FnOnce(&BindError),
         stop: CancellationToken,
     ) -> Result<(), BindError> {
         let Some(address) = self.address else {
@@ -41,6 +42,7 @@ impl Port {
             Err(error) if self.hard_fail => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "will try again until the port is free");
+                refused(&error);
                 tokio::spawn(async move {
                     if let Some(listener) = self.bind_again(address, AGAIN, &stop).await {
                         tracing::info!(flag = self.flag, %address, "the port is ours now");
@@ -98,8 +100,9 @@ mod tests {
         let address = other.local_addr();
         let answer = |_: &str| Reply::text(200, "ok");
         let stop = CancellationToken::new();
+        let (mut errors, mut told) = (Vec::new(), Vec::new());
         let error = port(address, true)
-            .serve(answer, stop.clone())
+            .serve(answer, |error| errors.push(error.to_string()), stop.clone())
             .await
             .unwrap_err()
             .to_string();
@@ -108,9 +111,10 @@ mod tests {
             "{error}"
         );
         port(address, false)
-            .serve(answer, stop.clone())
+            .serve(answer, |error| told.push(error.to_string()), stop.clone())
             .await
             .unwrap();
+        assert_eq!((errors, told), (vec![], vec![error]));
         stop.cancel();
     }
 

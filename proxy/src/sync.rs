@@ -150,8 +150,7 @@ impl<B: Backend> Syncer<B> {
     pub fn tick(&mut self) -> Result<(), B::Error> {
         let applied = self.backend.tick();
         self.in_line &= applied.is_ok();
-        let applied =
-            applied.inspect_err(|_| self.metrics.failed(Kind::Partial, &Delta::default()))?;
+        let applied = applied.inspect_err(|_| self.metrics.cleanup_failed())?;
         self.unfinished = applied.unfinished;
         tracing::debug!(
             ops = applied.ops,

@@ -581,3 +581,24 @@ fn a_cluster_ip_belongs_to_its_service_whoever_claims_it() {
     planner.update(&index, &dirty);
     assert!(planner.take_new_conflicts().is_empty() && planner.conflicts().is_empty());
 }
+
+#[test]
+fn load_balancers_are_told_of_ready_endpoints_of_this_node_alone() {
+    let told = |slices: &str| {
+        let spec = "externalTrafficPolicy: Local, healthCheckNodePort: 30100";
+        let mut index = fixtures::index(&(service(spec) + slices));
+        let mut planner = Planner::new(Settings::default());
+        let dirty = index.take_dirty();
+        planner.update(&index, &dirty);
+        planner.take_checks().unwrap().services[&30_100].local_endpoints
+    };
+    let endpoint = |state| on(2, "10.244.3.1", state);
+    let elsewhere = on(1, "10.244.1.1", READY);
+    assert_eq!(told(&slice("a", &[elsewhere, endpoint(READY)])), 1);
+    for state in [STOPPING, STOPPED, NOT_READY] {
+        assert_eq!(told(&slice("a", &[endpoint(state)])), 0, "{state}");
+    }
+    // One pod is one endpoint, however many slices name it.
+    let twice = slice("a", &[endpoint(READY)]) + &slice("b", &[endpoint(READY)]);
+    assert_eq!(told(&twice), 1);
+}
