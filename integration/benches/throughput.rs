@@ -1,6 +1,9 @@
 //! Pod to pod across nodes over VXLAN: what flanneld's tunnel carries, beside flannel's, in one
 //! cluster. Runs take turns, so that whatever else the machine does hits both sides alike.
 
+#[path = "report/rates.rs"]
+mod rates;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -72,7 +75,11 @@ fn main() -> Result<()> {
         }
     }
     step.done();
-    print(rates);
+    let [ours, theirs] = rates;
+    rates::print(
+        "pod → pod, Gbit/s",
+        [(SIDES[0].0, ours), (SIDES[1].0, theirs)],
+    );
     Ok(())
 }
 
@@ -107,23 +114,4 @@ fn transfer(from: &Pod, to: &Pod) -> Result<f64> {
             .context("receiving")?;
         Ok(bytes as f64 * 8.0 / took.as_secs_f64() / 1e9)
     })
-}
-
-#[expect(clippy::print_stdout, reason = "the benchmark's result")]
-fn print(mut rates: [Vec<f64>; 2]) {
-    println!(
-        "\n{:<24}{:>12}{:>12}{:>12}",
-        "pod → pod, Gbit/s", "median", "least", "most"
-    );
-    let mut medians = [0.0; 2];
-    for ((rates, median), (side, _)) in rates.iter_mut().zip(&mut medians).zip(SIDES) {
-        rates.sort_by(f64::total_cmp);
-        *median = rates[RUNS / 2];
-        println!(
-            "  {side:<22}{median:>12.2}{:>12.2}{:>12.2}",
-            rates[0],
-            rates[RUNS - 1]
-        );
-    }
-    println!("  {:<22}{:>12.2}", "ratio", medians[0] / medians[1]);
 }

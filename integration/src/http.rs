@@ -1,4 +1,4 @@
-//! One HTTP request from inside a namespace: for the daemons' health and metrics.
+//! One HTTP request from inside a namespace: for the daemons' health and metrics, and the store.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,13 +20,25 @@ pub struct Response {
 
 /// Asks `server` for `path` from inside `netns`.
 pub fn get(netns: &NetNs, server: SocketAddr, path: &str) -> Result<Response> {
-    let failed = || format!("cannot get http://{server}{path}");
+    ask(netns, server, &format!("GET {path}"), "")
+}
+
+/// Sends JSON to `path` of `server` from inside `netns`.
+pub fn post(netns: &NetNs, server: SocketAddr, path: &str, json: &str) -> Result<Response> {
+    ask(netns, server, &format!("POST {path}"), json)
+}
+
+fn ask(netns: &NetNs, server: SocketAddr, what: &str, body: &str) -> Result<Response> {
+    let failed = || format!("{what} of {server} failed");
     let mut stream = netns
         .run_in(|| TcpStream::connect_timeout(&server, PATIENCE))?
         .with_context(failed)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     // 1.0: the body ends with the connection.
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n");
+    let request = format!(
+        "{what} HTTP/1.0\r\nHost: {server}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
     stream.write_all(request.as_bytes()).with_context(failed)?;
     let mut text = String::new();
     stream.read_to_string(&mut text).with_context(failed)?;

@@ -39,6 +39,7 @@ pub mod progress;
 pub mod registry;
 pub mod sandbox;
 pub mod snapshot;
+pub mod store;
 pub mod testing;
 pub mod traffic;
 pub mod underlay;

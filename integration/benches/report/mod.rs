@@ -21,9 +21,10 @@ impl Samples {
     }
 }
 
-/// Prints p50 and p95 of both sides, and how much the first needs of the second.
+/// Prints p50 and p95 of each side and, of two, how much the first needs of the second.
 #[expect(clippy::print_stdout, reason = "the benchmark's result")]
-pub(crate) fn table(what: &str, sides: [(&str, &Samples); 2]) {
+pub(crate) fn table<'a>(what: &str, sides: impl AsRef<[(&'a str, &'a Samples)]>) {
+    let sides = sides.as_ref();
     println!("\n{what:<24}{:>12}{:>12}", "p50 ms", "p95 ms");
     for (name, samples) in sides {
         println!(
@@ -32,6 +33,8 @@ pub(crate) fn table(what: &str, sides: [(&str, &Samples); 2]) {
             samples.percentile(95)
         );
     }
-    let ratio = |percent| sides[0].1.percentile(percent) / sides[1].1.percentile(percent);
-    println!("  {:<22}{:>12.2}{:>12.2}", "ratio", ratio(50), ratio(95));
+    if let [(_, first), (_, second)] = sides {
+        let ratio = |percent| first.percentile(percent) / second.percentile(percent);
+        println!("  {:<22}{:>12.2}{:>12.2}", "ratio", ratio(50), ratio(95));
+    }
 }

@@ -8,19 +8,29 @@ use integration::Node;
 pub(crate) struct Used {
     /// Resident memory, in MiB.
     memory: f64,
-    /// Processor time since its start, in seconds.
+    /// Processor time since its start, in seconds; with that of the programs that it has run.
     processor: f64,
+    /// How much of that time was the kernel's.
+    kernel: f64,
 }
 
-/// Prints what processes used, and how much the first needs of the last in memory.
+/// Prints what processes used, and how much the first needs of the last.
 #[expect(clippy::print_stdout, reason = "the benchmark's result")]
 pub(crate) fn print(what: &str, rows: &[(&str, Used)]) {
-    println!("\n{what:<24}{:>12}{:>12}", "RSS MiB", "CPU s");
+    println!(
+        "\n{what:<24}{:>12}{:>12}{:>12}",
+        "RSS MiB", "CPU s", "kernel's s"
+    );
+    let row = |name: &str, [memory, processor, kernel]: [f64; 3]| {
+        println!("  {name:<22}{memory:>12.2}{processor:>12.2}{kernel:>12.2}");
+    };
+    let figures = |used: &Used| [used.memory, used.processor, used.kernel];
     for (name, used) in rows {
-        println!("  {name:<22}{:>12.1}{:>12.2}", used.memory, used.processor);
+        row(name, figures(used));
     }
     if let [(_, first), .., (_, last)] = rows {
-        println!("  {:<22}{:>12.2}", "ratio", first.memory / last.memory);
+        let (first, last) = (figures(first), figures(last));
+        row("ratio", std::array::from_fn(|at| first[at] / last[at]));
     }
 }
 
@@ -39,13 +49,18 @@ pub(crate) fn used(node: &Node, process: &str) -> Result<Used> {
     let name = field("Name:").context("no name in /proc/PID/status")?;
     ensure!(process.starts_with(name), "{process} runs as {name}");
     let resident: f64 = field("VmRSS:").context("no VmRSS")?.parse()?;
-    // proc_pid_stat(5): after the name in brackets, utime and stime are the 12th and 13th field.
+    // proc_pid_stat(5): after the name in brackets, utime, stime, cutime and cstime are the 12th to 15th field.
     let stat = read("stat")?;
     let (_, rest) = stat.rsplit_once(')').context("no name in /proc/PID/stat")?;
     let fields: Vec<_> = rest.split_whitespace().collect();
-    let ticks = |at: usize| -> Result<f64> { Ok(fields.get(at).context("short stat")?.parse()?) };
+    let seconds = |at: usize| -> Result<f64> {
+        let ticks: f64 = fields.get(at).context("short stat")?.parse()?;
+        Ok(ticks / TICKS)
+    };
+    let kernel = seconds(12)? + seconds(14)?;
     Ok(Used {
         memory: resident / 1024.0,
-        processor: (ticks(11)? + ticks(12)?) / TICKS,
+        processor: seconds(11)? + seconds(13)? + kernel,
+        kernel,
     })
 }
