@@ -1,11 +1,13 @@
 //! twill-proxy against a real API server and a real kernel, alone: without pods and their network,
 //! endpoints are servers on other machines.
 
+mod events;
 mod soak;
+mod udp;
 
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use hostnet::nft::{Nft, Table, TableId};
 use hostnet::vocab::Family;
 use integration::lab::Lab;
