@@ -9,6 +9,7 @@ pub mod atomic_file;
 pub mod conntrack;
 pub mod dirwatch;
 pub mod lock;
+pub mod memory;
 pub mod netlink;
 pub mod netns;
 mod nfnetlink;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use agent::sync::{Options, Pacer, Pass};
 use agent::watch::{Delta, Selector, deltas};
 use futures::stream::{BoxStream, StreamExt, select};
-use hostnet::nft;
+use hostnet::{memory, nft};
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client};
 use serde_json::Value;
@@ -352,6 +352,8 @@ impl<B: Backend> Runner<B> {
                 if pass == Pass::Full {
                     tokio::task::block_in_place(|| self.syncer.tell_of_host_ports(&self.index));
                     self.watch_others();
+                    // The whole table was in it twice.
+                    tokio::task::block_in_place(memory::release);
                 }
                 if let Some(checks) = self.syncer.planner().take_checks() {
                     self.checks.send_replace(checks);

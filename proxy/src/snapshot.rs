@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hostnet::memory;
 use hostnet::snapshot::{self, Refusal, Subject};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::JoinHandle;
@@ -97,6 +98,8 @@ impl Keeper {
             .unwrap_or_default();
         let write = move || {
             let written = snapshot::write::<Box<RawValue>>(&path, subject(&node), &uid, &state);
+            drop(state);
+            memory::release();
             if let Err(error) = written {
                 let error = crate::run::chain(&error);
                 tracing::warn!(

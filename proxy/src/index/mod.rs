@@ -101,8 +101,38 @@ impl Dirty {
 pub struct Entry {
     /// The Service; `None` while only slices of it are known, or where it is not ours to serve.
     pub service: Option<Service>,
-    /// Its slices by name, in the namespace of the Service.
-    pub slices: BTreeMap<ObjectName, Slice>,
+    /// Its slices, sorted by name. Most Services have one, and a map would have room for eleven at once.
+    slices: Vec<(ObjectName, Slice)>,
+}
+
+impl Entry {
+    /// Its slices, in the namespace of the Service.
+    pub fn slices(&self) -> impl Iterator<Item = &Slice> {
+        self.slices.iter().map(|(_, slice)| slice)
+    }
+
+    /// Whether anything changed.
+    fn set_slice(&mut self, name: &ObjectName, slice: Slice) -> bool {
+        match self.find(name) {
+            Ok(at) if self.slices[at].1 == slice => return false,
+            Ok(at) => self.slices[at].1 = slice,
+            Err(at) => {
+                self.slices.reserve_exact(1);
+                self.slices.insert(at, (name.clone(), slice));
+            }
+        }
+        true
+    }
+
+    fn remove_slice(&mut self, name: &ObjectName) {
+        if let Ok(at) = self.find(name) {
+            self.slices.remove(at);
+        }
+    }
+
+    fn find(&self, name: &ObjectName) -> Result<usize, usize> {
+        self.slices.binary_search_by(|(other, _)| other.cmp(name))
+    }
 }
 
 /// The state of all objects that rules come from.
@@ -263,7 +293,7 @@ impl Index {
         {
             self.service_of.remove(&name);
             if let Some(entry) = self.entries.get_mut(&old) {
-                entry.slices.remove(&name);
+                entry.remove_slice(&name);
             }
             self.forget_if_empty(&old);
             self.dirty.services.insert(old);
@@ -271,8 +301,7 @@ impl Index {
         }
         if let Some((service, slice)) = new {
             let entry = self.entries.entry(service.clone()).or_default();
-            if entry.slices.get(&name) != Some(&slice) {
-                entry.slices.insert(name.clone(), slice);
+            if entry.set_slice(&name, slice) {
                 self.service_of.insert(name, service.clone());
                 self.dirty.services.insert(service);
                 changed = true;

@@ -28,7 +28,7 @@ pub struct HealthCheck {
 /// Only ready endpoints count, also where terminating ones still take traffic: new clients go elsewhere.
 pub(super) fn health_check(name: &ObjectName, entry: &Entry) -> Option<HealthCheck> {
     let port = entry.service.as_ref()?.health_check_port?;
-    let local: BTreeSet<IpAddr> = (entry.slices.values())
+    let local: BTreeSet<IpAddr> = (entry.slices())
         .flat_map(|slice| &slice.endpoints)
         .filter(|endpoint| endpoint.local && endpoint.ready)
         .map(|endpoint| endpoint.address)

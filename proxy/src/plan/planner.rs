@@ -273,15 +273,18 @@ impl Planner {
 
 fn wanted(name: &ObjectName, entry: &Entry, context: &Context) -> Vec<Wanted> {
     let created = entry.service.as_ref().map_or(0, |service| service.created);
-    service::plan(name, entry, context)
-        .into_iter()
+    let planned = service::plan(name, entry, context).into_iter();
+    let mut wanted: Vec<_> = planned
         .map(|(family, key, port)| Wanted {
             created,
             family,
             key,
             port: port.into(),
         })
-        .collect()
+        .collect();
+    // It is collected in place of what it is made from, which is larger.
+    wanted.shrink_to_fit();
+    wanted
 }
 
 fn place(wanted: &Wanted, frontend: &Frontend) -> Place {

@@ -47,7 +47,7 @@ pub(super) fn plan(name: &ObjectName, entry: &Entry, context: &Context) -> Vec<W
                 node: &context.node,
                 zone: context.zone.as_deref(),
             };
-            let views = Views::choose(entry.slices.values(), target);
+            let views = Views::choose(entry.slices(), target);
             let planned = plan_port(service, port, family, views, context);
             wanted.push((family, key(name, port), planned));
         }
@@ -72,6 +72,8 @@ fn plan_port(
 ) -> ServicePort {
     let mut frontends = frontends(service, port, family, &views, context);
     frontends.sort();
+    // They stay for long.
+    frontends.shrink_to_fit();
     let uses = |view| {
         frontends
             .iter()
