@@ -1,7 +1,7 @@
 //! `twill-proxy` beside kube-proxy, both in nftables mode, on one real API server: in turns, from the start of the
-//! process until all Services answer, the first load of the kernel as each side's own metric tells it, from the
-//! write of one change until a connect follows it, and what they use; then connects through a cluster IP. More
-//! Services than these are twill-proxy's alone: one transaction of kube-proxy's would hold a processor for minutes.
+//! process until all Services answer, the first load of the kernel as each side tells it, from the write of one change
+//! until a connect follows it, and what they use; then connects through a cluster IP. More Services than these are
+//! twill-proxy's alone: one transaction of kube-proxy's would hold a processor for minutes.
 
 #[path = "report/proxies.rs"]
 mod proxies;
@@ -152,22 +152,37 @@ fn print(services: u32, sides: &[(&Side<'_>, &Measured)]) {
     used("after the changes", |measured| measured.at_end);
 }
 
-/// How long the first pass took, from Services to rules in the kernel: by the metric that both have.
+/// How long the first pass took, from Services to rules in the kernel, as the side itself tells.
 fn first_load(side: &Side<'_>) -> Result<Duration> {
-    const NAME: &str = "kubeproxy_sync_full_proxy_rules_duration_seconds";
     let what = format!("the end of the first pass of {}", side.name);
-    let sum = wait::until(&what, wait::PATIENCE, || {
+    let seconds = wait::until(&what, wait::PATIENCE, || {
+        let log = std::fs::read_to_string(side.node.machine().log(side.name))?;
+        if let Some(took) = log.lines().find_map(logged) {
+            return Ok(Ok(took));
+        }
         // kube-proxy's are at the same port.
         let metrics = side.node.metrics(Daemon::Proxy)?;
-        let value = |part: &str| {
-            let line = format!("{NAME}_{part}{{ip_family=\"IPv4\"}} ");
-            let value = metrics.lines().find_map(|it| it.strip_prefix(&line));
-            value.unwrap_or("0").parse::<f64>()
-        };
-        let (count, sum) = (value("count")?, value("sum")?);
-        Ok((count > 0.0).then_some(sum).context("there was none yet"))
+        let took = metrics.lines().find_map(counted);
+        Ok(took.context("there was none yet"))
     })?;
-    Ok(Duration::from_secs_f64(sum))
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// In seconds, from twill-proxy's log: its metric goes on to count the comparison that follows.
+fn logged(line: &str) -> Option<f64> {
+    let (_, took) = line.split_once("rules are in line with all Services")?;
+    let (_, took) = took.split_once("took=")?;
+    match took.strip_suffix("ms") {
+        Some(number) => Some(number.parse::<f64>().ok()? / 1e3),
+        None => took.strip_suffix('s')?.parse().ok(),
+    }
+}
+
+/// In seconds, from kube-proxy's metrics, where there is no such log.
+fn counted(line: &str) -> Option<f64> {
+    const SUM: &str = "kubeproxy_sync_full_proxy_rules_duration_seconds_sum{ip_family=\"IPv4\"} ";
+    let sum = line.strip_prefix(SUM)?.parse().ok()?;
+    (sum > 0.0).then_some(sum)
 }
 
 /// How many connects a second come through, one after another in each of a few threads.

@@ -134,6 +134,8 @@ impl<'a> Side<'a> {
         let machine = self.node.machine();
         // As on a node that is new.
         machine.run("rm -rf /var/lib/twill/twill-proxy")?;
+        // It tells of this start alone.
+        let _ = std::fs::remove_file(machine.log(self.name));
         write_endpoint(lab, true)?;
         let started = Instant::now();
         let argv: Vec<_> = self.argv.iter().map(String::as_str).collect();
