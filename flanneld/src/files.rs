@@ -70,37 +70,46 @@ pub fn conflist(subnet_file: &Path) -> String {
     format!("{list:#}\n")
 }
 
-/// The MTU that pods have been given so far, as `subnet.env` says.
-#[must_use]
-pub fn pods_mtu(config: &Config) -> Option<u32> {
-    let text = fs::read_to_string(&config.subnet_file).ok()?;
-    Some(text.parse::<SubnetEnv>().ok()?.mtu)
+/// What [`write`] has found and done.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// The files that were not as they shall be.
+    pub files: Vec<PathBuf>,
+    /// The MTU that pods have been given so far and that of new ones, if they differ.
+    pub mtu: Option<(u32, u32)>,
 }
 
 /// Writes `subnet.env`, and then the conflist where one is asked for: a runtime that sees the conflist shall find the
-/// subnet. Files that are right are left alone. Returns those that were written.
+/// subnet. Files that are right are left alone.
 ///
 /// # Errors
 /// A file or its folder cannot be written.
-pub fn write(config: &Config, own: &ByFamily<Own>) -> Result<Vec<PathBuf>, Error> {
-    let mut written = Vec::new();
+pub fn write(config: &Config, own: &ByFamily<Own>) -> Result<Written, Error> {
+    let mut written = Written::default();
     let Some(env) = subnet_env(config, own) else {
         return Ok(written);
     };
-    ensure(&config.subnet_file, &env.to_string(), &mut written)?;
+    let found = ensure(&config.subnet_file, &env.to_string(), &mut written.files)?;
+    let was = found.and_then(|text| text.parse::<SubnetEnv>().ok());
+    written.mtu = was
+        .map(|was| (was.mtu, env.mtu))
+        .filter(|(was, is)| was != is);
     if let Some(folder) = &config.cni_conf_dir {
+        let list = conflist(&config.subnet_file);
         ensure(
             &folder.join(names::CONFLIST_FILE),
-            &conflist(&config.subnet_file),
-            &mut written,
+            &list,
+            &mut written.files,
         )?;
     }
     Ok(written)
 }
 
-fn ensure(path: &Path, text: &str, written: &mut Vec<PathBuf>) -> Result<(), Error> {
-    if fs::read_to_string(path).is_ok_and(|found| found == text) {
-        return Ok(());
+/// Makes a file read so. Returns what it read before.
+fn ensure(path: &Path, text: &str, written: &mut Vec<PathBuf>) -> Result<Option<String>, Error> {
+    let found = fs::read_to_string(path).ok();
+    if found.as_deref() == Some(text) {
+        return Ok(found);
     }
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(|source| Error::Folder {
@@ -110,5 +119,5 @@ fn ensure(path: &Path, text: &str, written: &mut Vec<PathBuf>) -> Result<(), Err
     }
     atomic_file::replace(path, text.as_bytes(), 0o644).map_err(|error| Error::Write { error })?;
     written.push(path.into());
-    Ok(())
+    Ok(found)
 }

@@ -228,7 +228,12 @@ fn a_node_that_starts_while_the_api_server_is_away_has_its_network() {
     let node = &lab.nodes()[1];
     let machine = node.machine();
     let whole = devices(node);
+    let snapshot = "/var/lib/twill/flanneld.json";
     node.stop(Daemon::Flanneld, Signal::SIGTERM).unwrap();
+    machine.run(&format!("rm {snapshot}")).unwrap();
+    node.start(Daemon::Flanneld).unwrap();
+    wait_until("snapshot", node, || machine.path(snapshot).exists());
+    node.stop(Daemon::Flanneld, Signal::SIGKILL).unwrap();
     // As after a reboot: nothing is left but the disk.
     for line in [
         "ip link del flannel.1",
@@ -260,7 +265,6 @@ fn a_node_that_starts_while_the_api_server_is_away_has_its_network() {
     assert_eq!(ready.status, 503, "{}", ready.body);
     node.stop(Daemon::Flanneld, Signal::SIGTERM).unwrap();
     // What cannot be trusted is not used, and the log says why.
-    let snapshot = "/var/lib/twill/flanneld.json";
     machine.run(&format!("truncate -s -1 {snapshot}")).unwrap();
     node.start_with(
         Daemon::Flanneld,

@@ -1,5 +1,5 @@
-//! When what is known is written to disk: soon after it has changed, not at each change, and often enough that it never
-//! grows too old to be used.
+//! When what is known is written to disk: as soon as there is something, then soon after it has changed, not at each
+//! change, and often enough that it never grows too old to be used.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -23,6 +23,8 @@ const REFRESH: Duration = Duration::from_secs(60 * 60);
 #[derive(Debug)]
 pub(super) struct Keeper {
     path: Option<PathBuf>,
+    /// All is known that belongs into a snapshot.
+    is_whole: bool,
     /// Something has changed since the last write.
     is_stale: bool,
     written: Option<Instant>,
@@ -34,6 +36,7 @@ impl Keeper {
     pub(super) fn new(path: Option<PathBuf>) -> Self {
         Self {
             path,
+            is_whole: false,
             is_stale: false,
             written: None,
             writing: None,
@@ -45,7 +48,12 @@ impl Keeper {
         self.is_stale = true;
     }
 
-    /// There is nothing yet that could be written.
+    /// All that the API server tells is known, and programmed: nothing is written before.
+    pub(super) fn begin(&mut self) {
+        self.is_whole = true;
+    }
+
+    /// Part of it is gone for now.
     pub(super) fn postpone(&mut self) {
         self.written = Some(Instant::now());
     }
@@ -53,11 +61,11 @@ impl Keeper {
     /// Waits until something is to be written. Cancel safe.
     pub(super) async fn due(&self) {
         let pause = if self.is_stale { PAUSE } else { REFRESH };
-        match (&self.path, self.written) {
-            (None, _) => std::future::pending().await,
-            (Some(_), None) if self.is_stale => (),
-            (Some(_), None) => std::future::pending().await,
-            (Some(_), Some(written)) => sleep_until(written + pause).await,
+        match self.written {
+            _ if self.path.is_none() || !self.is_whole => std::future::pending().await,
+            // The first is not put off: whoever kills us then finds it.
+            None => (),
+            Some(written) => sleep_until(written + pause).await,
         }
     }
 
@@ -92,5 +100,39 @@ impl Keeper {
         } else {
             self.writing = Some(tokio::task::spawn_blocking(write));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{advance, timeout};
+
+    use super::*;
+
+    /// Whether something is to be written now.
+    async fn is_due(keeper: &Keeper) -> bool {
+        timeout(Duration::ZERO, keeper.due()).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_is_written_at_once_and_the_next_after_a_pause() {
+        let mut keeper = Keeper::new(Some("/snapshot".into()));
+        keeper.mark();
+        assert!(!is_due(&keeper).await, "not all is known yet");
+        keeper.begin();
+        assert!(is_due(&keeper).await);
+        keeper.written = Some(Instant::now());
+        keeper.is_stale = false;
+        advance(PAUSE).await;
+        assert!(!is_due(&keeper).await, "nothing has changed");
+        keeper.mark();
+        assert!(is_due(&keeper).await);
+        keeper.written = Some(Instant::now());
+        assert!(!is_due(&keeper).await, "disks wear");
+        advance(PAUSE).await;
+        assert!(is_due(&keeper).await);
+        keeper.is_stale = false;
+        advance(REFRESH - PAUSE).await;
+        assert!(is_due(&keeper).await, "it would grow too old");
     }
 }

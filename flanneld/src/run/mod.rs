@@ -381,7 +381,8 @@ impl Loop {
     fn network(&mut self, pass: Pass) -> bool {
         let held = *self.held.borrow_and_update();
         self.health.set(Part::Subnet, held.is_some());
-        let (held, index) = match (held, self.index.is_complete(), &self.recalled) {
+        let is_told = held.is_some() && self.index.is_complete();
+        let (held, index) = match (held, is_told, &self.recalled) {
             (Some(held), true, _) => {
                 self.recalled = None;
                 (held, &self.index)
@@ -406,6 +407,9 @@ impl Loop {
         };
         self.counts.passed(start.elapsed().as_secs_f64(), &report);
         self.log(&report, start.elapsed());
+        if is_told {
+            self.keeper.begin();
+        }
         let announcement = announcement(&self.config, self.reconciler.own());
         let is_said = self.index.own().is_some_and(|node| {
             announce::patch(
@@ -422,18 +426,17 @@ impl Loop {
             *known = Some(announcement);
             new
         });
-        let mtu_was = files::pods_mtu(&self.config);
         let written = files::write(&self.config, self.reconciler.own());
-        if let (Some(was), Some(is)) = (mtu_was, files::pods_mtu(&self.config))
-            && was != is
-        {
-            tracing::warn!("{}", notices::mtu_text(was, is));
-            self.recorder
-                .publish(notices::mtu_changed(was, is, &self.own_reference()));
-        }
         self.health.set(Part::Files, written.is_ok());
-        for file in written.iter().flatten() {
-            tracing::info!(file = %file.display(), "written");
+        if let Ok(written) = &written {
+            if let Some((was, is)) = written.mtu {
+                tracing::warn!("{}", notices::mtu_text(was, is));
+                self.recorder
+                    .publish(notices::mtu_changed(was, is, &self.own_reference()));
+            }
+            for file in &written.files {
+                tracing::info!(file = %file.display(), "written");
+            }
         }
         self.files.watch_folder_of(&self.config.subnet_file);
         if let Some(folder) = &self.config.cni_conf_dir {
