@@ -80,6 +80,11 @@ impl Error {
         self.is_errno(&[libc::EEXIST])
     }
 
+    /// Whether the object cannot be changed in the state that it is in.
+    pub fn is_busy(&self) -> bool {
+        self.is_errno(&[libc::EBUSY])
+    }
+
     /// Whether messages were lost because nobody read them in time (`ENOBUFS`).
     pub fn is_overrun(&self) -> bool {
         matches!(self, Error::Socket { source, .. } if source.raw_os_error() == Some(libc::ENOBUFS))

@@ -36,6 +36,8 @@ pub struct FdbEntry {
     pub mac: Mac,
     /// VXLAN: the node behind which it is.
     pub dst: Option<IpAddr>,
+    /// VXLAN: the UDP port there, if it is not the device's own.
+    pub port: Option<u16>,
     /// How it is known.
     pub state: NeighState,
     /// The entry is the device's own (`NTF_SELF`), not its master's.
@@ -132,6 +134,7 @@ impl FdbEntry {
             link,
             mac,
             dst: Some(dst),
+            port: None,
             state: NeighState::Permanent,
             own: true,
         }
@@ -143,6 +146,7 @@ impl FdbEntry {
             link,
             mac,
             dst: None,
+            port: None,
             // Permanent would mean the bridge's own.
             state: NeighState::NoArp,
             own: false,
@@ -165,14 +169,22 @@ impl FdbEntry {
                 .map(|dst| NeighbourAttribute::Destination(dst.into())),
         );
         message
+            .attributes
+            .extend(self.port.map(NeighbourAttribute::Port));
+        message
     }
 
     pub(super) fn from_message(message: &NeighbourMessage) -> Option<FdbEntry> {
         let (dst, mac) = addresses(message);
+        let port = |attribute: &NeighbourAttribute| match attribute {
+            NeighbourAttribute::Port(port) => Some(*port),
+            _ => None,
+        };
         Some(FdbEntry {
             link: message.header.ifindex,
             mac: mac?,
             dst,
+            port: message.attributes.iter().find_map(port),
             state: NeighState::from_number(message.header.state),
             own: message.header.flags.contains(NeighbourFlags::Own),
         })
@@ -219,8 +231,11 @@ impl fmt::Display for Neigh {
 impl fmt::Display for FdbEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} dev #{}", self.mac, self.link)?;
-        match self.dst {
-            Some(dst) => write!(f, " dst {dst}"),
+        if let Some(dst) = self.dst {
+            write!(f, " dst {dst}")?;
+        }
+        match self.port {
+            Some(port) => write!(f, " port {port}"),
             None => Ok(()),
         }
     }

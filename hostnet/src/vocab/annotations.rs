@@ -17,6 +17,8 @@ pub struct AnnotationKeys {
     pub backend_data: String,
     /// [`BackendData`] of the IPv6 device.
     pub backend_v6_data: String,
+    /// The UDP port that a vxlan node listens on: ours alone, flannel takes it from its own configuration.
+    pub backend_port: String,
     /// The node's underlay IPv4 address.
     pub public_ip: String,
     /// The node's underlay IPv6 address.
@@ -72,6 +74,7 @@ impl AnnotationKeys {
             backend_type: key("backend-type"),
             backend_data: key("backend-data"),
             backend_v6_data: key("backend-v6-data"),
+            backend_port: key("backend-port"),
             public_ip: key("public-ip"),
             public_ipv6: key("public-ipv6"),
             kube_subnet_manager: key("kube-subnet-manager"),

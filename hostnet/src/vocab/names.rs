@@ -62,6 +62,15 @@ pub fn vxlan_device(family: Family, vni: u32) -> Result<IfName, super::IfNameErr
     })
 }
 
+/// What a VXLAN device is called while its successor on another UDP port has its name already, and some nodes still send
+/// to the old port.
+pub fn former_vxlan_device(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "flannel-old",
+        Family::V6 => "flannel-v6-old",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

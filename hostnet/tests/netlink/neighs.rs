@@ -51,6 +51,14 @@ fn neighbours_and_forwarding_entries_round_trip() {
     let moved = FdbEntry::vxlan(device, mac, ip("192.0.2.8"));
     rtnl.apply(neigh::fdb_replace(&moved)).unwrap();
     assert_eq!(rtnl.fdb(Some(device)).unwrap(), [moved]);
+    let at_port = FdbEntry {
+        port: Some(4789),
+        ..moved
+    };
+    rtnl.apply(neigh::fdb_replace(&at_port)).unwrap();
+    assert_eq!(rtnl.fdb(Some(device)).unwrap(), [at_port]);
+    rtnl.apply(neigh::fdb_replace(&moved)).unwrap();
+    assert_eq!(rtnl.fdb(Some(device)).unwrap(), [moved]);
     let flood = FdbEntry::vxlan(device, Mac::ZERO, ip("192.0.2.7"));
     rtnl.apply(neigh::fdb_append(&flood)).unwrap();
     rtnl.apply(neigh::fdb_append(&FdbEntry {

@@ -9,7 +9,7 @@ use netlink_packet_route::link::{
 
 use super::{AddrGenMode, Bridge, LinkRef, Vxlan, create};
 use crate::netlink::Request;
-use crate::vocab::Mac;
+use crate::vocab::{IfName, Mac};
 
 /// What to change of a link; `None` and empty leave it alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -130,6 +130,17 @@ fn ipv4_conf(switches: &[(Ipv4Conf, u32)]) -> AfSpecInet {
         nest.extend(value.to_ne_bytes());
     }
     AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | NESTED, nest))
+}
+
+/// Gives a link another name, and keeps all that lies on it. One that is up the kernel renames from Linux 6.2 on; before,
+/// it says `EBUSY`.
+pub fn rename(link: u32, name: &IfName) -> Request {
+    let mut message = LinkRef::Index(link).message();
+    message
+        .attributes
+        .push(LinkAttribute::IfName(name.to_string()));
+    let what = format!("rename link #{link} to {name}");
+    Request::new(what, 0, RouteNetlinkMessage::SetLink(message))
 }
 
 /// Changes a bridge's settings. VLAN filtering is only ever turned on.

@@ -15,7 +15,7 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkIn
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 
 pub use self::change::{
-    BridgePort, Change, Ipv4Conf, change, delete, set_bridge, set_port, set_vxlan,
+    BridgePort, Change, Ipv4Conf, change, delete, rename, set_bridge, set_port, set_vxlan,
 };
 pub use self::counters::Counters;
 pub use self::create::{NewLink, NewPeer, create};
