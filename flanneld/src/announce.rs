@@ -18,6 +18,8 @@ const REASON: &str = "FlannelIsUp";
 pub struct Announcement {
     /// The backend's name.
     pub backend_type: &'static str,
+    /// The UDP port of our VTEPs, if the backend has any.
+    pub port: Option<u16>,
     /// Each family that is up.
     pub sides: ByFamily<Side>,
     /// Whether the condition NetworkUnavailable is ours to set.
@@ -42,6 +44,10 @@ impl Announcement {
             (
                 keys.backend_type.clone(),
                 Some(self.backend_type.to_owned()),
+            ),
+            (
+                keys.backend_port.clone(),
+                self.port.map(|port| port.to_string()),
             ),
         ];
         for family in Family::ALL {
@@ -134,6 +140,7 @@ mod tests {
         };
         Announcement {
             backend_type: "vxlan",
+            port: Some(8472),
             sides,
             set_condition: true,
         }
@@ -174,6 +181,7 @@ mod tests {
           "metadata": {
             "annotations": {
               "flannel.alpha.coreos.com/backend-data": "{\"VNI\":1,\"VtepMAC\":\"9e:a1:5c:00:00:01\"}",
+              "flannel.alpha.coreos.com/backend-port": "8472",
               "flannel.alpha.coreos.com/backend-type": "vxlan",
               "flannel.alpha.coreos.com/kube-subnet-manager": "true",
               "flannel.alpha.coreos.com/public-ip": "192.0.2.1"
@@ -251,6 +259,7 @@ mod tests {
         };
         let host_gw = Announcement {
             backend_type: "host-gw",
+            port: None,
             sides,
             set_condition: false,
         };

@@ -16,7 +16,7 @@ use crate::{
     diff::Op,
     forward,
     host::{Error, Host},
-    state::{DeviceKind, Route, RouteKey, Vxlan},
+    state::{DeviceKind, Remote, Route, RouteKey, Vxlan},
 };
 
 /// An operation that could not be done.
@@ -81,6 +81,7 @@ impl<'a> Applying<'a> {
                 self.host.rtnl.apply(link::delete(dev)).absent_ok()?;
                 return Ok(());
             }
+            Op::RenameLink { dev, to } => return self.rename(dev, to),
             Op::SetSysctl { key, value } => match of_our_device(key, value) {
                 Some((dev, change)) => link::change(&dev, &change),
                 None => {
@@ -130,12 +131,8 @@ impl<'a> Applying<'a> {
             Op::DeleteNeigh { dev, addr } => {
                 neigh::delete(&Neigh::permanent(self.index(dev)?, *addr, Mac::ZERO))
             }
-            Op::SetFdb { dev, mac, dst } => {
-                neigh::fdb_replace(&FdbEntry::vxlan(self.index(dev)?, *mac, *dst))
-            }
-            Op::DeleteFdb { dev, mac, dst } => {
-                neigh::fdb_delete(&FdbEntry::vxlan(self.index(dev)?, *mac, *dst))
-            }
+            Op::SetFdb { dev, mac, dst } => neigh::fdb_replace(&self.fdb_entry(dev, *mac, *dst)?),
+            Op::DeleteFdb { dev, mac, dst } => neigh::fdb_delete(&self.fdb_entry(dev, *mac, *dst)?),
             Op::SetRoute { key, route } => route::replace(&self.route(key, route)?),
             Op::DeleteRoute { key, route } => route::delete(&self.route(key, route)?),
         };
@@ -173,6 +170,37 @@ impl<'a> Applying<'a> {
             let _ = self.host.rtnl.apply(link::change(dev, &quiet));
         }
         Ok(())
+    }
+
+    fn rename(&mut self, dev: &IfName, to: &IfName) -> Result<(), Error> {
+        self.flush();
+        let index = self.index(dev)?;
+        self.indexes.remove(dev);
+        let set_up = |up| {
+            let change = Change {
+                up: Some(up),
+                ..Change::default()
+            };
+            link::change(index, &change)
+        };
+        match self.host.rtnl.apply(link::rename(index, to)) {
+            // A kernel before 6.2: it loses its routes, which its successor gets next.
+            Err(error) if error.is_busy() => {
+                self.host.rtnl.apply(set_up(false))?;
+                self.host.rtnl.apply(link::rename(index, to))?;
+                self.host.rtnl.apply(set_up(true))?;
+            }
+            other => other?,
+        }
+        self.indexes.insert(to.clone(), index);
+        Ok(())
+    }
+
+    fn fdb_entry(&mut self, dev: &IfName, mac: Mac, dst: Remote) -> Result<FdbEntry, Error> {
+        Ok(FdbEntry {
+            port: dst.port,
+            ..FdbEntry::vxlan(self.index(dev)?, mac, dst.addr)
+        })
     }
 
     fn vxlan(&mut self, vxlan: &Vxlan) -> Result<link::Vxlan, Error> {

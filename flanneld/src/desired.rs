@@ -41,10 +41,11 @@ pub fn desired(inputs: &Inputs<'_>) -> State {
         state.sysctls.insert(forwarding.to_owned(), "1".to_owned());
         let of_family = |peer: &&Peer| peer.subnet.family() == family;
         if let Some((former, peers)) = inputs.former {
-            backend::program(former, own, peers.iter().filter(of_family), &mut state);
+            let peers = peers.iter().filter(of_family);
+            backend::program(former, Some(inputs.backend), own, peers, &mut state);
         }
         let peers = inputs.peers.iter().filter(of_family);
-        backend::program(inputs.backend, own, peers, &mut state);
+        backend::program(inputs.backend, None, own, peers, &mut state);
         if inputs.gated.contains(&family) {
             let rules = forward::rules(own.network);
             state.admitted.insert(forward::table(family), rules);

@@ -14,7 +14,7 @@ use hostnet::{
     vocab::{Family, IfName, names},
 };
 
-use crate::state::{Device, DeviceKind, RouteKey, State, is_our_device};
+use crate::state::{Device, DeviceKind, Remote, RouteKey, State, is_our_device};
 
 /// What is believed to be in the kernel.
 #[derive(Clone, Debug, Default)]
@@ -185,10 +185,11 @@ impl Belief {
     }
 
     fn fdb(&self, entry: &FdbEntry, gone: bool) -> bool {
-        let (Some(device), Some(dst)) = (self.device(entry.link), entry.dst) else {
+        let (Some(device), Some(addr)) = (self.device(entry.link), entry.dst) else {
             return false;
         };
-        if device.fdb.contains(&(entry.mac, dst)) {
+        let port = entry.port;
+        if device.fdb.contains(&(entry.mac, Remote { addr, port })) {
             return gone || !entry.state.is_permanent();
         }
         // What the device learns is its own business, unless it takes the place of an entry of ours.

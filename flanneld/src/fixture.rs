@@ -70,5 +70,6 @@ pub(crate) fn peer(family: Family, n: u8) -> Peer {
             .parse()
             .unwrap(),
         vtep: Some(mac(n)),
+        port: None,
     }
 }

@@ -122,6 +122,10 @@ pub fn announcement(config: &Config, own: &ByFamily<Own>) -> Announcement {
     };
     Announcement {
         backend_type: backend.name(),
+        port: match backend {
+            Backend::Vxlan(vxlan) => Some(vxlan.port),
+            Backend::HostGw | Backend::Alloc => None,
+        },
         sides: ByFamily::from_fn(|family| {
             let own = own.get(family)?;
             Some(Side {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{ByFamily, config::Config, index::Index, node::NodeObject, peers::NodeFacts};
 
 /// The version of [`State`].
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

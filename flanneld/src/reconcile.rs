@@ -214,10 +214,13 @@ impl Reconciler {
                 all: ops.len(),
             });
         }
-        if ops
-            .iter()
-            .any(|op| matches!(op, Op::CreateLink { .. } | Op::DeleteLink { .. }))
-        {
+        let names_change = |op: &Op| {
+            matches!(
+                op,
+                Op::CreateLink { .. } | Op::DeleteLink { .. } | Op::RenameLink { .. }
+            )
+        };
+        if ops.iter().any(names_change) {
             let links = self
                 .host
                 .rtnl
@@ -323,7 +326,14 @@ impl Reconciler {
         let Some(former) = &mut self.former else {
             return;
         };
-        if !selection.former.is_empty() || !is_said {
+        // Who listens on the port that we had may not know yet that we have another.
+        let is_behind = |peer: &Peer| match (former.backend, config.net.backend) {
+            (Backend::Vxlan(had), Backend::Vxlan(has)) => {
+                had.port != has.port && peer.port == Some(had.port)
+            }
+            _ => false,
+        };
+        if !is_said || !selection.former.is_empty() || selection.peers.iter().any(is_behind) {
             former.until = None;
             return;
         }

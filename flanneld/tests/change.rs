@@ -60,11 +60,16 @@ fn follow(node: &mut TestNode, by: By, conf: &str) {
 fn a_new_backend_goes_from_node_to_node_and_nobody_is_cut_off() {
     const VXLAN: &str = r#"{"Type": "vxlan"}"#;
     const VNI_7: &str = r#"{"Type": "vxlan", "VNI": 7}"#;
+    const PORT: &str = r#"{"Type": "vxlan", "Port": 4789}"#;
+    const VNI_AND_PORT: &str = r#"{"Type": "vxlan", "VNI": 7, "Port": 4790}"#;
     const DIRECT: &str = r#"{"Type": "vxlan", "DirectRouting": true}"#;
     const HOST_GW: &str = r#"{"Type": "host-gw"}"#;
     for (by, from, to) in [
         (By::File, VXLAN, VNI_7),
         (By::Restart, VNI_7, VXLAN),
+        (By::File, VXLAN, PORT),
+        (By::Restart, PORT, VXLAN),
+        (By::File, PORT, VNI_AND_PORT),
         (By::File, VXLAN, HOST_GW),
         (By::Restart, VXLAN, HOST_GW),
         (By::File, HOST_GW, VXLAN),

@@ -179,6 +179,7 @@ fn peers(family: Family) -> [Peer; 2] {
         subnet,
         public: public.base(),
         vtep: Some(mac(n)),
+        port: None,
     };
     [
         peer(

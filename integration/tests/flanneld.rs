@@ -111,6 +111,7 @@ fn what_other_nodes_need_to_know_is_published_and_held() {
         let data = format!("{{\"VNI\":1,\"VtepMAC\":\"{}\"}}", mac.trim());
         assert_eq!(annotation(name, "backend-data"), Some(data));
         assert_eq!(annotation(name, "backend-type").as_deref(), Some("vxlan"));
+        assert_eq!(annotation(name, "backend-port").as_deref(), Some("8472"));
         assert_eq!(
             annotation(name, "kube-subnet-manager").as_deref(),
             Some("true")

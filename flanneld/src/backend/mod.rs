@@ -26,25 +26,35 @@ pub struct Own {
     pub vtep: Mac,
 }
 
-/// Adds to `state` what one family needs.
+/// Adds to `state` what one family needs. `successor` is the backend that follows upon this one.
 pub(crate) fn program<'a>(
     backend: &Backend,
+    successor: Option<&Backend>,
     own: &Own,
     peers: impl Iterator<Item = &'a Peer>,
     state: &mut State,
 ) {
     match backend {
-        Backend::Vxlan(conf) => vxlan::program(conf, own, peers, state),
+        Backend::Vxlan(conf) => {
+            let has_our_name = |successor: &Backend| match successor {
+                Backend::Vxlan(successor) => successor.vni == conf.vni,
+                Backend::HostGw | Backend::Alloc => false,
+            };
+            let is_former = successor.is_some_and(has_our_name);
+            vxlan::program(conf, is_former, own, peers, state);
+        }
         Backend::HostGw => host_gw::program(own, peers, state),
         // Somebody else routes the subnets: a cloud's route table, a router.
         Backend::Alloc => {}
     }
 }
 
-/// Whether nodes of the two backends tell each other apart by what they publish: by type, and VXLAN by its VNI.
+/// Whether nodes of the two backends tell each other apart by what they publish: by type, and VXLAN by its VNI and port.
 pub fn is_another(one: &Backend, other: &Backend) -> bool {
     match (one, other) {
-        (Backend::Vxlan(one), Backend::Vxlan(other)) => one.vni != other.vni,
+        (Backend::Vxlan(one), Backend::Vxlan(other)) => {
+            (one.vni, one.port) != (other.vni, other.port)
+        }
         (one, other) => one.name() != other.name(),
     }
 }

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::{Own, direct_route, tunnel_route};
 use crate::config::Vxlan;
 use crate::peers::Peer;
-use crate::state::{self, Device, DeviceKind, State};
+use crate::state::{self, Device, DeviceKind, Remote, State};
 
 /// What VXLAN puts around a packet in bytes: the inner Ethernet header (14), VXLAN (8), UDP (8) and
 /// the outer IP header (20, or 40 for IPv6).
@@ -59,20 +59,25 @@ pub fn vtep_mac(
 }
 
 /// The name of a family's device.
-fn device_name(family: Family, vni: u32) -> Option<IfName> {
+fn device_name(family: Family, vni: u32, is_former: bool) -> Option<IfName> {
     // VNIs whose name would be too long are refused in net-conf.json.
-    names::vxlan_device(family, vni).ok()
+    match is_former {
+        true => names::former_vxlan_device(family).parse().ok(),
+        false => names::vxlan_device(family, vni).ok(),
+    }
 }
 
-/// Adds the device of one family, and what the peers need on it.
+/// Adds the device of one family, and what the peers need on it. A former one stays while peers may still send to its
+/// port, and has a successor of the same VNI.
 pub(super) fn program<'a>(
     conf: &Vxlan,
+    is_former: bool,
     own: &Own,
     peers: impl Iterator<Item = &'a Peer>,
     state: &mut State,
 ) {
     let family = own.subnet.family();
-    let Some(name) = device_name(family, conf.vni) else {
+    let Some(name) = device_name(family, conf.vni, is_former) else {
         return;
     };
     if family == Family::V4 {
@@ -96,7 +101,9 @@ pub(super) fn program<'a>(
             }
             Some(mac) => {
                 neighs.insert(peer.subnet.base(), mac);
-                fdb.insert((mac, peer.public));
+                let port = peer.port.filter(|port| *port != conf.port);
+                let addr = peer.public;
+                fdb.insert((mac, Remote { addr, port }));
                 tunnel_route(peer, name.clone())
             }
             None => continue,

@@ -3,11 +3,12 @@
 //! Adds come before removes, so that packets have a way at each moment: links, switches, addresses,
 //! tables, then for the peers forwarding entries, the neighbours that lead to them, and last the
 //! routes that lead to these; then the removes, the other way round. The one exception is a device whose settings the kernel
-//! does not change (identifier, port): it goes before its successor of the same name comes, and all that lay on it is
-//! put back.
+//! does not change (identifier, group policy): it goes before its successor of the same name comes, and all that lay on it
+//! is put back. One whose port changes goes on under another name.
 
 mod op;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -15,11 +16,13 @@ use hostnet::nft::{self, Changes};
 use hostnet::vocab::{Family, IfName, Mac};
 
 pub use self::op::Op;
-use crate::state::{Device, DeviceKind, State, Vxlan};
+use crate::state::{Device, DeviceKind, Remote, State, Vxlan, is_former_device};
 
 /// What leads from `observed` to `desired`. Equal states give nothing. A switch that is only
 /// observed stays as it is.
 pub fn diff(observed: &State, desired: &State) -> Vec<Op> {
+    let mut plan = Plan::default();
+    let observed = &*plan.renamed(observed, desired);
     // Devices that are missing, or of another kind: what lay on them goes, their own switches too.
     let made: BTreeSet<&IfName> = desired
         .devices
@@ -30,7 +33,6 @@ pub fn diff(observed: &State, desired: &State) -> Vec<Op> {
         })
         .map(|(name, _)| name)
         .collect();
-    let mut plan = Plan::default();
     for (name, want) in &desired.devices {
         let have = observed.devices.get(name);
         if made.contains(name) {
@@ -144,6 +146,63 @@ struct Plan {
 }
 
 impl Plan {
+    /// A device that shall be a former one keeps all that lies on it, while its successor gets its name. Returns what is
+    /// observed then.
+    fn renamed<'a>(&mut self, observed: &'a State, desired: &State) -> Cow<'a, State> {
+        let mut observed = Cow::Borrowed(observed);
+        let listens = |device: &Device| match &device.kind {
+            DeviceKind::Vxlan(vxlan) => Some((vxlan.vni, vxlan.port)),
+            DeviceKind::Other(_) => None,
+        };
+        for (name, have) in observed.clone().devices.iter() {
+            // No two devices have one identifier and port.
+            let in_the_way = |(_, want): (&IfName, &Device)| listens(want) == listens(have);
+            if is_former_device(name)
+                && !desired.devices.contains_key(name)
+                && desired.devices.iter().any(in_the_way)
+            {
+                self.delete_first(observed.to_mut(), name);
+            }
+        }
+        let is = |have: &Device, want: &Device| {
+            have.kind == want.kind || can_become(&have.kind, &want.kind)
+        };
+        for (to, want) in &desired.devices {
+            let is_there = || observed.devices.get(to).is_some_and(|have| is(have, want));
+            if !is_former_device(to) || is_there() {
+                continue;
+            }
+            let is_replaced = |name: &IfName, have: &Device| {
+                let successor = desired.devices.get(name);
+                successor.is_none_or(|successor| !is(have, successor))
+            };
+            let mut devices = observed.devices.iter();
+            let found = devices.find(|(name, have)| is(have, want) && is_replaced(name, have));
+            let Some((dev, _)) = found else { continue };
+            let dev = dev.clone();
+            let state = observed.to_mut();
+            if state.devices.contains_key(to) {
+                self.delete_first(state, to);
+            }
+            if let Some(device) = state.devices.remove(&dev) {
+                state.devices.insert(to.clone(), device);
+            }
+            let routes = state.routes.values_mut();
+            routes
+                .filter(|route| route.dev == dev)
+                .for_each(|route| route.dev = to.clone());
+            let to = to.clone();
+            self.links.push(Op::RenameLink { dev, to });
+        }
+        observed
+    }
+
+    fn delete_first(&mut self, observed: &mut State, dev: &IfName) {
+        self.links.push(Op::DeleteLink { dev: dev.clone() });
+        observed.devices.remove(dev);
+        observed.routes.retain(|_, route| route.dev != *dev);
+    }
+
     /// What a device needs; `have` is `None` for one that is made anew.
     fn device(&mut self, name: &IfName, have: Option<&Device>, want: &Device) {
         let dev = || name.clone();
@@ -253,8 +312,8 @@ fn can_become(have: &DeviceKind, want: &DeviceKind) -> bool {
         && want.parent.is_some()
 }
 
-fn has_mac(fdb: &BTreeSet<(Mac, IpAddr)>, mac: Mac) -> bool {
-    let least = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+fn has_mac(fdb: &BTreeSet<(Mac, Remote)>, mac: Mac) -> bool {
+    let least = Remote::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     fdb.range((mac, least)..)
         .next()
         .is_some_and(|(next, _)| *next == mac)

@@ -8,7 +8,7 @@ use hostnet::nft::{self, Changes, Rule, TableId};
 use hostnet::vocab::{Cidr, Family, IfName, Mac};
 
 use crate::forward;
-use crate::state::{DeviceKind, Route, RouteKey, Vxlan};
+use crate::state::{DeviceKind, Remote, Route, RouteKey, Vxlan};
 
 /// One change. "Set" adds what is not there and replaces what has the same key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,13 @@ pub enum Op {
     DeleteLink {
         /// Its name.
         dev: IfName,
+    },
+    /// Gives a device that has a successor another name; what lies on it stays.
+    RenameLink {
+        /// Its name.
+        dev: IfName,
+        /// The name from now on.
+        to: IfName,
     },
     /// Gives a device another MAC; it loses its neighbours.
     SetMac {
@@ -108,7 +115,7 @@ pub enum Op {
         /// The MAC.
         mac: Mac,
         /// The node behind which it is.
-        dst: IpAddr,
+        dst: Remote,
     },
     /// Deletes one forwarding entry of a MAC.
     DeleteFdb {
@@ -117,7 +124,7 @@ pub enum Op {
         /// The MAC.
         mac: Mac,
         /// The node behind which it was.
-        dst: IpAddr,
+        dst: Remote,
     },
     /// Sets the route of a destination and metric.
     SetRoute {
@@ -141,6 +148,7 @@ impl Op {
         match self {
             Op::CreateLink { .. }
             | Op::DeleteLink { .. }
+            | Op::RenameLink { .. }
             | Op::SetVxlan { .. }
             | Op::SetMac { .. }
             | Op::SetMtu { .. }
@@ -173,6 +181,7 @@ impl fmt::Display for Op {
                 write!(f, " mtu {mtu} type {kind}")
             }
             Op::DeleteLink { dev } => write!(f, "ip link del {dev}"),
+            Op::RenameLink { dev, to } => write!(f, "ip link set {dev} name {to}"),
             Op::SetVxlan { dev, vxlan } => {
                 let learning = learning(vxlan);
                 write!(f, "ip link set {dev} type vxlan {}{learning}", Ways(vxlan))
@@ -210,13 +219,11 @@ impl fmt::Display for Op {
             }
             Op::DeleteNeigh { dev, addr } => write!(f, "ip neigh del {addr} dev {dev}"),
             Op::SetFdb { dev, mac, dst } => {
-                write!(
-                    f,
-                    "bridge fdb replace {mac} dev {dev} dst {dst} self permanent"
-                )
+                let to = To(dst);
+                write!(f, "bridge fdb replace {mac} dev {dev} {to} self permanent")
             }
             Op::DeleteFdb { dev, mac, dst } => {
-                write!(f, "bridge fdb del {mac} dev {dev} dst {dst} self")
+                write!(f, "bridge fdb del {mac} dev {dev} {} self", To(dst))
             }
             Op::SetRoute { key, route } => write!(f, "ip route replace {}", Full(key, route)),
             Op::DeleteRoute { key, route } => write!(f, "ip route del {}", Full(key, route)),
@@ -258,6 +265,19 @@ impl fmt::Display for Ways<'_> {
             write!(f, " local {local}")?;
         }
         Ok(())
+    }
+}
+
+/// The remote of a forwarding entry in the words of `bridge fdb`.
+struct To<'a>(&'a Remote);
+
+impl fmt::Display for To<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "dst {}", self.0.addr)?;
+        match self.0.port {
+            Some(port) => write!(f, " port {port}"),
+            None => Ok(()),
+        }
     }
 }
 

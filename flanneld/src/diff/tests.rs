@@ -125,7 +125,7 @@ fn what_others_put_on_our_device_goes() {
         let device = flannel(state);
         device.addrs.insert("10.9.9.9/24".parse().unwrap());
         device.neighs.insert("10.9.9.1".parse().unwrap(), mac(9));
-        let dst = "192.0.2.9".parse().unwrap();
+        let dst = IpAddr::from([192, 0, 2, 9]).into();
         device.fdb.extend([(mac(9), dst), (Mac::ZERO, dst)]);
         let (key, route) = state.routes.last_key_value().unwrap();
         let (mut key, route) = (*key, route.clone());
@@ -164,10 +164,60 @@ fn another_kind_of_device_of_our_name_makes_way() {
     );
 }
 
+/// The usual node after a change of its port to 4789; a peer is a version behind, and the old port has a listener.
+fn at_another_port() -> State {
+    let conf = Vxlan {
+        port: 4789,
+        ..Vxlan::default()
+    };
+    let mut peers = vec![peer(Family::V4, 2), peer(Family::V4, 3)];
+    peers[1].port = Some(8472);
+    desired(&Inputs {
+        backend: &Backend::Vxlan(conf),
+        masquerade: Some(Masquerade { fully_random: true }),
+        no_masquerade: &[],
+        own: &own_of(&[Family::V4]),
+        peers: &peers,
+        former: Some((&Backend::Vxlan(Vxlan::default()), &[])),
+        gated: &[],
+    })
+}
+
 #[test]
-fn another_port_means_a_new_device_of_the_same_name() {
-    let state = node(|conf, _, _| conf.port = 4789);
-    assert_snapshot!(commands(&diff(&usual(), &state)));
+fn at_another_port_the_old_device_goes_on_under_another_name() {
+    assert_snapshot!(commands(&diff(&usual(), &at_another_port())));
+    let everyone_has_followed = node(|conf, _, peers| {
+        conf.port = 4789;
+        peers[1].port = Some(4789);
+    });
+    assert_eq!(
+        commands(&diff(&at_another_port(), &everyone_has_followed)),
+        "bridge fdb replace 02:00:00:00:00:03 dev flannel.1 dst 192.0.2.3 self permanent\n\
+         ip link del flannel-old\n"
+    );
+}
+
+#[test]
+fn a_port_that_is_taken_back_swaps_the_devices() {
+    let conf = |port| {
+        Backend::Vxlan(Vxlan {
+            port,
+            ..Vxlan::default()
+        })
+    };
+    let back = desired(&Inputs {
+        backend: &conf(8472),
+        masquerade: Some(Masquerade { fully_random: true }),
+        no_masquerade: &[],
+        own: &own_of(&[Family::V4]),
+        peers: &[],
+        former: Some((&conf(4789), &[])),
+        gated: &[],
+    });
+    let text = commands(&diff(&at_another_port(), &back));
+    let links =
+        "ip link del flannel-old\nip link set flannel.1 name flannel-old\nip link add flannel.1 ";
+    assert!(text.starts_with(links), "{text}");
 }
 
 #[test]

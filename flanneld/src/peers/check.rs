@@ -144,3 +144,13 @@ pub(super) fn vtep(node: &NodeFacts, family: Family, own: &Own, vni: u32) -> Res
     }
     Ok(mac)
 }
+
+/// The UDP port of the VTEP, where it is told.
+pub(super) fn port(node: &NodeFacts) -> Result<Option<u16>, Reason> {
+    const WHAT: &str = "backend port";
+    let Some(text) = &node.published.backend_port else {
+        return Ok(None);
+    };
+    let port = bounded(WHAT, text)?.parse().ok().filter(|port| *port != 0);
+    port.map(Some).ok_or_else(|| unreadable(WHAT, text))
+}

@@ -44,6 +44,8 @@ pub struct Published {
     pub backend_type: Option<String>,
     /// `backend-data` and `backend-v6-data`.
     pub backend_data: ByFamily<String>,
+    /// `backend-port`.
+    pub backend_port: Option<String>,
     /// `public-ip` and `public-ipv6`.
     pub public: ByFamily<String>,
 }
@@ -66,6 +68,7 @@ impl Published {
                 v4: get(&keys.backend_data),
                 v6: get(&keys.backend_v6_data),
             },
+            backend_port: get(&keys.backend_port),
             public: ByFamily {
                 v4: get(&keys.public_ip),
                 v6: get(&keys.public_ipv6),
@@ -94,6 +97,8 @@ pub struct Peer {
     pub public: IpAddr,
     /// The MAC of its VTEP; with the vxlan backend always there.
     pub vtep: Option<Mac>,
+    /// The UDP port of its VTEP, if it tells: flannel takes it for granted.
+    pub port: Option<u16>,
 }
 
 /// A node that is left out in one family.
@@ -245,15 +250,18 @@ fn admit(
     check::backend_type(node, backend)?;
     let subnet = subnet?;
     let public = check::public(node, family, own)?;
-    let vtep = match backend {
-        Backend::Vxlan(vxlan) => Some(check::vtep(node, family, own, vxlan.vni)?),
+    let (vtep, port) = match backend {
+        Backend::Vxlan(vxlan) => {
+            let mac = check::vtep(node, family, own, vxlan.vni)?;
+            (Some(mac), check::port(node)?)
+        }
         Backend::HostGw if !own.uplink.is_direct(public) => {
             return Err(Reason::NotDirect {
                 addr: public,
                 link: own.uplink.name.clone(),
             });
         }
-        Backend::HostGw | Backend::Alloc => None,
+        Backend::HostGw | Backend::Alloc => (None, None),
     };
     if !leased {
         claims.subnet(subnet, &node.name)?;
@@ -266,6 +274,7 @@ fn admit(
         subnet,
         public,
         vtep,
+        port,
     })
 }
 

@@ -21,6 +21,7 @@ fn node(n: u8) -> NodeFacts {
         created: i64::from(n),
         pod_cidrs: vec![node_subnet(Family::V4, n).to_string()],
         published: Published {
+            backend_port: None,
             backend_type: Some("vxlan".to_owned()),
             backend_data: ByFamily {
                 v4: Some(format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(n))),
@@ -270,6 +271,22 @@ fn a_vtep_without_a_vni_is_taken_as_ours() {
     let mut old = node(3);
     old.published.backend_data.v4 = Some(r#"{"VtepMAC":"02:00:00:00:00:03"}"#.to_owned());
     assert_eq!(names(&select_v4(&[old])), ["node-3"]);
+}
+
+#[test]
+fn a_port_is_followed_where_it_is_told() {
+    let mut other = node(3);
+    let peers = |node: &NodeFacts| select_v4(std::slice::from_ref(node)).peers;
+    assert_eq!(peers(&other)[0].port, None);
+    other.published.backend_port = Some("4789".to_owned());
+    assert_eq!(peers(&other)[0].port, Some(4789));
+    for bad in ["0", "65536", "-1", "8472 "] {
+        let reason = reason(|node| node.published.backend_port = Some(bad.to_owned()));
+        assert_eq!(
+            reason.to_string(),
+            format!("its backend port {bad:?} cannot be read")
+        );
+    }
 }
 
 #[test]

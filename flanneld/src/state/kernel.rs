@@ -7,11 +7,11 @@ use hostnet::netlink::addr::Scope;
 use hostnet::netlink::route::{PROTOCOL_KERNEL, RouteKind, TABLE_MAIN};
 use hostnet::netlink::{self, Addr, FdbEntry, Link, LinkKind, Neigh};
 use hostnet::nft::{Rule, Table, TableId};
-use hostnet::vocab::{IfName, names};
+use hostnet::vocab::{Family, IfName, names};
 
 use crate::forward;
 
-use super::{Device, DeviceKind, Route, RouteKey, State, Vxlan};
+use super::{Device, DeviceKind, Remote, Route, RouteKey, State, Vxlan};
 
 /// What was read from the kernel. Lists may hold more than what is ours.
 #[derive(Clone, Debug, Default)]
@@ -37,12 +37,20 @@ pub struct Kernel {
     pub admitted: BTreeMap<TableId, Vec<Rule>>,
 }
 
-/// Whether a device of this name is ours: `flannel.N` or `flannel-v6.N`, as flannel's are.
+/// Whether a device of this name is ours: `flannel.N` or `flannel-v6.N`, as flannel's are, or one of these that has a
+/// successor on another port.
 pub fn is_our_device(name: &str) -> bool {
-    ["flannel.", "flannel-v6."].iter().any(|prefix| {
+    let is_flannels = ["flannel.", "flannel-v6."].iter().any(|prefix| {
         name.strip_prefix(prefix)
             .is_some_and(|vni| !vni.is_empty() && vni.bytes().all(|b| b.is_ascii_digit()))
-    })
+    });
+    is_flannels || is_former_device(name)
+}
+
+/// Whether a device of this name has a successor on another port.
+pub fn is_former_device(name: &str) -> bool {
+    let mut names = Family::ALL.into_iter().map(names::former_vxlan_device);
+    names.any(|former| former == name)
 }
 
 impl Kernel {
@@ -82,9 +90,10 @@ impl Kernel {
         for entry in &self.fdb {
             if let Some(device) = devices.get_mut(&entry.link)
                 && entry.state.is_permanent()
-                && let Some(dst) = entry.dst
+                && let Some(addr) = entry.dst
             {
-                device.fdb.insert((entry.mac, dst));
+                let port = entry.port;
+                device.fdb.insert((entry.mac, Remote { addr, port }));
             }
         }
         State {

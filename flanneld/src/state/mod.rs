@@ -12,10 +12,9 @@ use std::net::IpAddr;
 use hostnet::nft::{Rule, Table, TableId};
 use hostnet::vocab::{Cidr, IfName, Mac, Subnet};
 
-pub use self::kernel::{Kernel, is_our_device};
+pub use self::kernel::{Kernel, is_former_device, is_our_device};
 
-/// Everything that is ours: devices named `flannel.N` and `flannel-v6.N` with all that hangs on
-/// them, routes, switches of the kernel and the nft tables.
+/// Everything that is ours: devices named `flannel.N` and `flannel-v6.N` (or as a former one) with all that hangs on them, routes, switches of the kernel and the nft tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     /// Our devices by name.
@@ -49,7 +48,22 @@ pub struct Device {
     /// Permanent neighbours: the VTEP of each peer.
     pub neighs: BTreeMap<IpAddr, Mac>,
     /// Permanent forwarding entries: the node of each VTEP.
-    pub fdb: BTreeSet<(Mac, IpAddr)>,
+    pub fdb: BTreeSet<(Mac, Remote)>,
+}
+
+/// Where packets for a VTEP are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Remote {
+    /// The node's address.
+    pub addr: IpAddr,
+    /// Its UDP port, if it is not the device's own.
+    pub port: Option<u16>,
+}
+
+impl From<IpAddr> for Remote {
+    fn from(addr: IpAddr) -> Remote {
+        Remote { addr, port: None }
+    }
 }
 
 /// What a device is.

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::Op;
 use crate::fixture::{mac, node_subnet};
 use crate::forward;
-use crate::state::{Device, DeviceKind, Route, RouteKey, State, Vxlan};
+use crate::state::{Device, DeviceKind, Remote, Route, RouteKey, State, Vxlan, is_former_device};
 
 /// The kernel's state between operations.
 pub(super) struct Model<'a> {
@@ -59,6 +59,10 @@ impl<'a> Model<'a> {
                     neighs: BTreeMap::new(),
                     fdb: BTreeSet::new(),
                 };
+                for (name, other) in &self.state.devices {
+                    let both = (listens(name, other), listens(dev, &device));
+                    assert_ne!(both.0, both.1, "{op}: {name} has that port");
+                }
                 let there = self.state.devices.insert(dev.clone(), device);
                 assert_eq!(there, None, "{op}: it is there");
                 let own = accept_ra(dev);
@@ -69,6 +73,19 @@ impl<'a> Model<'a> {
                 assert!(there.is_some(), "{op}: it is not there");
                 self.state.routes.retain(|_, route| route.dev != *dev);
                 self.state.sysctls.remove(&accept_ra(dev));
+            }
+            Op::RenameLink { dev, to } => {
+                let device = self.state.devices.remove(dev);
+                let device = device.unwrap_or_else(|| panic!("{op}: no such device"));
+                let there = self.state.devices.insert(to.clone(), device);
+                assert_eq!(there, None, "{op}: it is there");
+                let routes = self.state.routes.values_mut();
+                routes
+                    .filter(|route| route.dev == *dev)
+                    .for_each(|route| route.dev = to.clone());
+                if let Some(value) = self.state.sysctls.remove(&accept_ra(dev)) {
+                    self.state.sysctls.insert(accept_ra(to), value);
+                }
             }
             Op::Admit { table, rules } if rules.is_empty() => {
                 self.state.admitted.remove(table);
@@ -174,6 +191,14 @@ impl<'a> Model<'a> {
     }
 }
 
+/// What no two devices have in common: family, identifier and port (`vxlan_config_validate`).
+fn listens(name: &IfName, device: &Device) -> Option<(bool, u32, u16)> {
+    match &device.kind {
+        DeviceKind::Vxlan(vxlan) => Some((name.contains("v6"), vxlan.vni, vxlan.port)),
+        DeviceKind::Other(_) => None,
+    }
+}
+
 /// A switch that comes and goes with a device.
 fn accept_ra(dev: &str) -> String {
     format!("ipv6/conf/{dev}/accept_ra")
@@ -182,11 +207,13 @@ fn accept_ra(dev: &str) -> String {
 /// States that the kernel can hold: as desired ones, but devices may be down, which costs their
 /// routes and neighbours, and flood to several nodes.
 pub(super) fn observed_states() -> impl Strategy<Value = State> {
-    let down = prop::collection::vec(prop::bool::weighted(0.2), 3);
+    let down = prop::collection::vec(prop::bool::weighted(0.2), 4);
     let flood = prop::collection::btree_set(ip(), 0..3);
     (desired_states(), down, flood).prop_map(|(mut state, down, flood)| {
         for (device, down) in state.devices.values_mut().zip(down) {
-            device.fdb.extend(flood.iter().map(|dst| (Mac::ZERO, *dst)));
+            device
+                .fdb
+                .extend(flood.iter().map(|dst| (Mac::ZERO, (*dst).into())));
             if down {
                 device.up = false;
                 device.neighs.clear();
@@ -201,7 +228,7 @@ pub(super) fn observed_states() -> impl Strategy<Value = State> {
 
 /// States that can be desired, small enough to share much with others.
 pub(super) fn desired_states() -> impl Strategy<Value = State> {
-    let names = ["flannel.1", "flannel.2", "flannel-v6.1"];
+    let names = ["flannel.1", "flannel.2", "flannel-v6.1", "flannel-old"];
     let devices = names.map(|name| prop::option::of(device(name)));
     let routes = prop::collection::btree_map(key(), route(), 0..8);
     let value = || prop::sample::select(vec!["0", "1"]);
@@ -210,11 +237,15 @@ pub(super) fn desired_states() -> impl Strategy<Value = State> {
     let admitted = Family::ALL.map(|family| prop::option::of(admitted(family)));
     (devices, routes, sysctls, tables, admitted).prop_map(
         move |(devices, routes, sysctls, tables, admitted)| {
-            let devices: BTreeMap<IfName, Device> = names
+            let mut devices: BTreeMap<IfName, Device> = names
                 .iter()
                 .zip(devices)
                 .filter_map(|(name, device)| Some((name.parse().unwrap(), device?)))
                 .collect();
+            let ports: Vec<_> = devices.iter().map(|(name, it)| listens(name, it)).collect();
+            let is_twice = |port| ports.iter().filter(|other| **other == port).count() > 1;
+            devices
+                .retain(|name, device| !is_former_device(name) || !is_twice(listens(name, device)));
             let routes = routes
                 .into_iter()
                 .filter(|(_, route)| *route.dev == *"eth0" || devices.contains_key(&route.dev))
@@ -271,7 +302,9 @@ fn device(name: &str) -> impl Strategy<Value = Device> + use<> {
     let addrs = prop::collection::btree_set(1u8..4, 0..3);
     let neighs = prop::collection::btree_map(ip(), some_mac(), 0..5);
     // A unicast MAC has one destination (net/ipv4/vxlan, `vxlan_fdb_update`).
-    let fdb = prop::collection::btree_map(some_mac(), ip(), 0..5);
+    let port = prop::option::of(4789u16..4791);
+    let remote = (ip(), port).prop_map(|(addr, port)| Remote { addr, port });
+    let fdb = prop::collection::btree_map(some_mac(), remote, 0..5);
     let kind = (0u16..2, 1u8..3, any::<bool>());
     (kind, some_mac(), 0u32..3, addrs, neighs, fdb).prop_map(
         move |((port, local, learning), mac, mtu, addrs, neighs, fdb)| Device {

@@ -55,7 +55,13 @@ fn flannel(state: &State) -> &Device {
 
 #[test]
 fn devices_are_ours_by_name() {
-    for name in ["flannel.1", "flannel.4096", "flannel-v6.1"] {
+    for name in [
+        "flannel.1",
+        "flannel.4096",
+        "flannel-v6.1",
+        "flannel-old",
+        "flannel-v6-old",
+    ] {
         assert!(is_our_device(name), "{name}");
     }
     for name in [
@@ -124,7 +130,7 @@ fn addresses_of_others_and_link_local_ones_are_not_ours() {
 #[test]
 fn learned_neighbours_and_entries_are_not_ours() {
     let addr = "10.244.3.0".parse().unwrap();
-    let dst = "192.0.2.3".parse().unwrap();
+    let dst = std::net::IpAddr::from([192, 0, 2, 3]);
     let neigh = |link, state| Neigh {
         state,
         ..Neigh::permanent(link, addr, mac(3))
@@ -150,7 +156,10 @@ fn learned_neighbours_and_entries_are_not_ours() {
     };
     let state = kernel.ours();
     assert!(flannel(&state).neighs.is_empty());
-    assert_eq!(flannel(&state).fdb, [(mac(2), dst), (mac(3), dst)].into());
+    assert_eq!(
+        flannel(&state).fdb,
+        [(mac(2), dst.into()), (mac(3), dst.into())].into()
+    );
     let kernel = Kernel {
         neighs: vec![neigh(FLANNEL, NeighState::Permanent)],
         ..host()
