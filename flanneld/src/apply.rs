@@ -25,6 +25,8 @@ use crate::{
 pub struct Failure {
     /// The operation, as a command.
     pub op: String,
+    /// The kind of object that it was to change.
+    pub object: &'static str,
     /// Why.
     pub source: Error,
 }
@@ -266,6 +268,7 @@ impl<'a> Applying<'a> {
     fn failed(&mut self, op: &Op, source: Error) {
         self.failures.push(Failure {
             op: op.to_string(),
+            object: op.object(),
             source,
         });
     }

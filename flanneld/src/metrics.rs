@@ -9,7 +9,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{peers::Selection, reconcile::Report};
+use crate::{
+    peers::Selection,
+    reconcile::{Error, Report},
+};
 
 /// A family of addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -39,6 +42,7 @@ pub struct Counts {
     repairs: Metrics<What, Counter>,
     passes: Histogram,
     failures: Counter,
+    netlink_errors: Metrics<What, Counter>,
     configured: Gauge,
     leases: Metrics<OfFamily, Gauge>,
 }
@@ -58,6 +62,7 @@ impl Counts {
                 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
             ]),
             failures: Counter::default(),
+            netlink_errors: Metrics::default(),
             configured: Gauge::default(),
             leases: Metrics::default(),
         };
@@ -91,6 +96,11 @@ impl Counts {
             "flanneld_sync_failures",
             "Passes that did not reach what is desired",
             counts.failures.clone(),
+        );
+        registry.register(
+            "flanneld_netlink_errors",
+            "Changes that the kernel refused, by kind of object; `state`: it could not be read, `events`: some were lost",
+            counts.netlink_errors.clone(),
         );
         registry.register(
             "flanneld_lease_expiry_timestamp_seconds",
@@ -178,8 +188,31 @@ impl Counts {
     }
 
     /// A pass has failed.
-    pub fn failed(&self) {
+    pub fn failed(&self, error: &Error) {
         self.failures.inc();
+        match error {
+            Error::Observe(_) => self.refused("state"),
+            Error::Apply { failures, .. } => {
+                for failure in failures {
+                    self.refused(failure.object);
+                }
+            }
+            Error::Iface(_) | Error::PublicTaken { .. } => {}
+        }
+    }
+
+    /// What pods rely on could not be put back.
+    pub fn failed_for_pods(&self) {
+        self.refused("pods");
+    }
+
+    /// The kernel had more to tell than it keeps for us.
+    pub fn lost_events(&self) {
+        self.refused("events");
+    }
+
+    fn refused(&self, object: &'static str) {
+        self.netlink_errors.get_or_create(&What { object }).inc();
     }
 }
 

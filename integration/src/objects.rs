@@ -49,6 +49,8 @@ pub struct PodSpec {
     pub labels: Vec<(String, String)>,
     /// Where it serves TCP and UDP; one at least.
     pub ports: Vec<u16>,
+    /// How much it may send, and receive, in bits per second.
+    pub bandwidth: Option<u64>,
 }
 
 impl PodSpec {
@@ -60,7 +62,14 @@ impl PodSpec {
             node: node.to_owned(),
             labels: Vec::new(),
             ports: vec![8080],
+            bandwidth: None,
         }
+    }
+
+    /// With a limit both ways, in bits per second.
+    pub fn bandwidth(mut self, rate: u64) -> PodSpec {
+        self.bandwidth = Some(rate);
+        self
     }
 
     /// With one label more.

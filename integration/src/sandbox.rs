@@ -28,7 +28,7 @@ pub struct Sandbox {
     pod: PodName,
     netns: NetNs,
     /// What ADD was called with and what came of it.
-    attached: Option<(Network, Value)>,
+    attached: Option<(Network, Option<u64>, Value)>,
 }
 
 /// Which pod a sandbox is for, as a runtime tells it to plugins.
@@ -86,33 +86,34 @@ impl Sandbox {
         Path::new(NETNS_DIR).join(netns_name(&self.pod.namespace, &self.pod.name))
     }
 
-    /// Runs ADD of the node's network. Returns the pod's addresses.
-    pub fn attach(&mut self) -> Result<Vec<IpAddr>> {
+    /// Runs ADD of the node's network, with a limit of bandwidth in bits per second. Returns the pod's addresses.
+    pub fn attach(&mut self, bandwidth: Option<u64>) -> Result<Vec<IpAddr>> {
         let network = wait::until("CNI configuration", wait::PATIENCE, || {
             Ok(Network::first(&self.machine))
         })?;
         let mut result = None;
         for plugin in &network.plugins {
-            let config = network.config(plugin, result.as_ref());
+            let config = network.config(plugin, bandwidth, result.as_ref());
             let printed = self.call("ADD", plugin, &config)?;
             result = Some(serde_json::from_str(&printed).context("ADD printed no result")?);
         }
         let result = result.context("a network without plugins")?;
         let ips = addresses(&result)?;
-        self.attached = Some((network, result));
+        self.attached = Some((network, bandwidth, result));
         Ok(ips)
     }
 
     /// The result of ADD.
     pub fn result(&self) -> Option<&Value> {
-        self.attached.as_ref().map(|(_, result)| result)
+        self.attached.as_ref().map(|(_, _, result)| result)
     }
 
     /// Runs DEL of what was attached.
     pub fn detach(&mut self) -> Result<()> {
-        if let Some((network, result)) = self.attached.take() {
+        if let Some((network, bandwidth, result)) = self.attached.take() {
             for plugin in network.plugins.iter().rev() {
-                self.call("DEL", plugin, &network.config(plugin, Some(&result)))?;
+                let config = network.config(plugin, bandwidth, Some(&result));
+                self.call("DEL", plugin, &config)?;
             }
         }
         Ok(())
@@ -204,13 +205,19 @@ impl Network {
 
     /// One plugin's execution configuration: "Deriving execution configuration from plugin
     /// configuration" of the spec.
-    fn config(&self, plugin: &Value, previous: Option<&Value>) -> Value {
+    fn config(&self, plugin: &Value, bandwidth: Option<u64>, previous: Option<&Value>) -> Value {
         let mut config = plugin.clone();
         config["cniVersion"] = json!(self.cni_version);
         config["name"] = json!(self.name);
         if let Some(fields) = config.as_object_mut() {
-            // Nothing in the lab asks for port mappings or bandwidth.
+            // Nothing in the lab asks for port mappings.
             fields.remove("capabilities");
+        }
+        if let Some(rate) = bandwidth.filter(|_| plugin["capabilities"]["bandwidth"] == json!(true))
+        {
+            config["runtimeConfig"] = json!({"bandwidth": {
+                "ingressRate": rate, "ingressBurst": rate, "egressRate": rate, "egressBurst": rate,
+            }});
         }
         if let Some(previous) = previous {
             config["prevResult"] = previous.clone();

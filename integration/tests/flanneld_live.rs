@@ -376,11 +376,19 @@ fn what_is_not_a_route_is_mended_too() {
     // The interface goes and comes: its routes are its own, ours are back as it is.
     let routes = |node: &Node| node.machine().run("ip route show dev flannel.1").unwrap();
     let whole = routes(node);
+    machine
+        .run("sysctl -w net.ipv6.conf.eth0.keep_addr_on_down=1")
+        .unwrap();
+    let defaults = ["-4", "-6"].map(|family| {
+        let route = machine.run(&format!("ip {family} route show default"));
+        (family, route.unwrap())
+    });
     machine.run("ip link set eth0 down").unwrap();
     machine.run("ip link set eth0 up").unwrap();
-    let gateway = machine.run("ip route show default").unwrap();
-    if gateway.is_empty() {
-        machine.run("ip route add default via 172.30.0.1").unwrap();
+    for (family, route) in defaults {
+        machine
+            .run(&format!("ip {family} route replace {route}"))
+            .unwrap();
     }
     wait_until("routes", node, || routes(node) == whole);
     wait::until("packets", wait::PATIENCE, || {
@@ -692,4 +700,119 @@ fn what_the_plugin_made_for_pods_is_mended_too() {
         "{metrics}"
     );
     machine.write(&record, &text).unwrap();
+}
+
+#[test]
+fn shaping_that_is_taken_away_comes_back_from_the_records() {
+    let (_turn, lab, _) = cluster();
+    let node = &lab.nodes()[0];
+    let machine = node.machine();
+    let limited = PodSpec::new("limited", node.name()).bandwidth(8_000_000);
+    let pod = lab.run_pod(limited).unwrap();
+    let files = machine.run("find /var/lib/cni/twill -name *.json").unwrap();
+    let record = files
+        .lines()
+        .map(|file| machine.run(&format!("cat {file}")).unwrap())
+        .map(|text| serde_json::from_str::<serde_json::Value>(&text).unwrap())
+        .find(|record| record["ifb"].is_string())
+        .expect("the record of a limited pod");
+    let [veth, ifb] = ["veth", "ifb"].map(|key| record[key].as_str().unwrap().to_owned());
+    // Without numbers that the kernel gives out anew.
+    let state = || {
+        let run = |line: &str| machine.run(line).unwrap_or_default();
+        let buckets = [&veth, &ifb].map(|dev| {
+            let all = run(&format!("tc qdisc show dev {dev}"));
+            let mut lines: Vec<String> = all
+                .lines()
+                .map(|line| {
+                    let mut words = line.split(' ').collect::<Vec<_>>();
+                    words.remove(2);
+                    words.join(" ")
+                })
+                .collect();
+            lines.sort();
+            lines
+        });
+        let filter = run(&format!("tc filter show dev {veth} ingress"));
+        let redirected = filter.contains(&format!("Redirect to device {ifb}"));
+        let is_up = run(&format!("ip -o link show dev {ifb}")).contains(",UP");
+        format!("{buckets:?} redirected {redirected} up {is_up}")
+    };
+    let whole = state();
+    let has_all = whole.matches("tbf").count() == 2 && whole.ends_with("redirected true up true");
+    assert!(
+        has_all && whole.matches("rate 8Mbit").count() == 2,
+        "{whole}"
+    );
+    for line in [
+        &format!("tc qdisc del dev {veth} root"),
+        &format!("tc qdisc del dev {veth} ingress"),
+        &format!("tc filter del dev {veth} ingress"),
+        &format!("tc qdisc del dev {ifb} root"),
+        &format!("ip link set {ifb} down"),
+        &format!("ip link del {ifb}"),
+    ] {
+        machine.run(line).unwrap();
+        let start = Instant::now();
+        let mut now = String::new();
+        wait::until(line, wait::PATIENCE, || {
+            now = state();
+            Ok(wait::holds(now == whole, "it is not as it was"))
+        })
+        .unwrap_or_else(|error| {
+            let log = node.log(Daemon::Flanneld);
+            panic!("{error:#}\n{now}\nis not\n{whole}\n{log}")
+        });
+        eprintln!("{line}: mended after {:.0?}", start.elapsed());
+    }
+    lab.delete_pod(pod).unwrap();
+}
+
+#[test]
+fn what_was_harmed_unseen_in_a_flood_of_events_is_mended() {
+    let (_turn, lab, pods) = cluster();
+    let node = &lab.nodes()[0];
+    let machine = node.machine();
+    let route = || machine.run("ip route show 10.244.2.0/24").unwrap();
+    let whole = route();
+    assert!(whole.contains("flannel.1"), "{whole}");
+    let pid = machine
+        .keeper()
+        .running(&format!("{}/flanneld", node.name()))
+        .unwrap();
+    machine.run(&format!("kill -STOP {pid}")).unwrap();
+    // The kernel keeps what it has to tell until there is no room, and then tells nothing more until it is read.
+    let flood = |verb: &str| {
+        let lines: String = (0..2000)
+            .map(|n| format!("route {verb} blackhole 198.18.{}.{}/32\n", n / 250, n % 250))
+            .collect();
+        machine.write("/run/flood", &lines).unwrap();
+        machine.run("ip -batch /run/flood").unwrap();
+    };
+    // proc_net_netlink: of a socket the protocol (0: rtnetlink), who it is, groups, and, ninth, what it lost.
+    let has_lost = || {
+        let sockets = machine.run("cat /proc/net/netlink").unwrap();
+        sockets.lines().skip(1).any(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields[1] == "0" && fields[3] != "00000000" && fields[8] != "0"
+        })
+    };
+    assert!(!has_lost());
+    wait::until("an overrun", wait::PATIENCE, || {
+        flood("add");
+        flood("del");
+        Ok(wait::holds(has_lost(), "the kernel keeps it all"))
+    })
+    .unwrap();
+    machine.run("ip route del 10.244.2.0/24").unwrap();
+    machine.run(&format!("kill -CONT {pid}")).unwrap();
+    let start = Instant::now();
+    wait_until("route", node, || route() == whole);
+    eprintln!("mended after {:.0?}", start.elapsed());
+    let metrics = node.metrics(Daemon::Flanneld).unwrap();
+    assert!(
+        metrics.contains("flanneld_netlink_errors_total{object=\"events\"}"),
+        "{metrics}"
+    );
+    all_talk(pods);
 }

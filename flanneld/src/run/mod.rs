@@ -218,6 +218,10 @@ impl Loop {
                 Ok(()) = self.held.changed() => pacer.mark_full(),
                 news = self.events.next(&self.reconciler, self.pods.as_mut()) => match news {
                     News::Everything => pacer.mark_full(),
+                    News::Lost => {
+                        self.counts.lost_events();
+                        pacer.mark_full();
+                    }
                     News::Pods => pacer.mark(),
                     News::Nothing => {}
                 },
@@ -367,6 +371,7 @@ impl Loop {
                 true
             }
             Err(error) => {
+                self.counts.failed_for_pods();
                 let error = agent::chain(&error);
                 if self.pods_complaint.as_ref() != Some(&error) {
                     tracing::error!(error, "what pods rely on cannot be put back; trying again");
@@ -400,7 +405,7 @@ impl Loop {
         let report = match result {
             Ok(report) => report,
             Err(error) => {
-                self.counts.failed();
+                self.counts.failed(&error);
                 self.complain(Some(error.to_string()));
                 return false;
             }

@@ -76,15 +76,20 @@ pub(super) enum News {
     Pods,
     /// A full pass.
     Everything,
+    /// The same: events were lost.
+    Lost,
 }
 
 /// What happened is not known (too much at once, or a socket that fails), so all has to be looked at.
 fn lost(error: &(dyn std::error::Error + 'static), pods: Option<&mut Pods>) -> News {
-    tracing::debug!(error = agent::chain(error), "events were lost");
+    tracing::info!(
+        error = agent::chain(error),
+        "events were lost: looking at everything"
+    );
     if let Some(pods) = pods {
         pods.doubt();
     }
-    News::Everything
+    News::Lost
 }
 
 /// How many events wait to be read here. More than these the kernel keeps, until its buffer overruns, which it tells.

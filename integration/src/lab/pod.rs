@@ -37,7 +37,7 @@ impl Lab {
                 uid: object.metadata.uid.context("a pod without a UID")?,
             },
         )?;
-        let ips = sandbox.attach()?;
+        let ips = sandbox.attach(spec.bandwidth)?;
         ensure!(!ips.is_empty(), "{} got no address", spec.name);
         let pod = Pod { spec, sandbox, ips };
         pod.serve(node)?;
