@@ -2,7 +2,7 @@
 //! logged and stopped, and the rhythm of a level-triggered loop.
 //!
 //! ```text
-//!  client ──► watch ──► (the owning task folds Deltas into its index) ──► marks sync::Pacer ──► a pass
+//!  client ──► (slim ──►) watch ──► (the owning task folds Deltas into its index) ──► marks sync::Pacer ──► a pass
 //!  logging, http (health, metrics), metrics, shutdown: around it
 //! ```
 //!
@@ -16,6 +16,7 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod shutdown;
+pub mod slim;
 pub mod sync;
 pub mod watch;
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use agent::slim::{Field, Form, METADATA, field};
 use hostnet::vocab::{Family, Subnet};
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::Resource;
@@ -57,6 +58,32 @@ pub struct Condition {
     #[serde(default)]
     pub reason: String,
 }
+
+/// What of a Node is read, as numbered in `generated.proto` of k8s.io/api/core/v1.
+pub const FIELDS: &[Field] = &[
+    field(1, "metadata", Form::Message(METADATA)),
+    field(
+        2,
+        "spec",
+        Form::Message(&[
+            field(1, "podCIDR", Form::Text),
+            field(7, "podCIDRs", Form::Texts),
+        ]),
+    ),
+    field(
+        3,
+        "status",
+        Form::Message(&[field(
+            4,
+            "conditions",
+            Form::Messages(&[
+                field(1, "type", Form::Text),
+                field(2, "status", Form::Text),
+                field(5, "reason", Form::Text),
+            ]),
+        )]),
+    ),
+];
 
 impl NodeObject {
     /// `metadata.name`.

@@ -109,7 +109,8 @@ impl Registrar {
         }
     }
 
-    /// Runs until `stop`. `view` is `None` until all Nodes and Leases have been listed. Leases are not given back then: a restart finds them.
+    /// Runs until `stop`. `view` is `None` until all Nodes and Leases have been listed; what our Node has been given is
+    /// held before. Leases are not given back then: a restart finds them.
     pub async fn run(
         mut self,
         mut view: watch::Receiver<Option<View>>,
@@ -137,7 +138,7 @@ impl Registrar {
                     let announcement = announcement.borrow_and_update().clone();
                     let result = match view {
                         Some(view) => self.pass(&view, announcement.as_ref()).await,
-                        None => Ok(()),
+                        None => self.begin().await,
                     };
                     pacer.finished(pass, result.is_ok());
                     if self.complain(result.as_ref().err())
@@ -205,39 +206,24 @@ impl Registrar {
         is_as_told || (!held.seen && held.since.elapsed() < WATCH_LAG)
     }
 
+    /// While the others are being listed: takes what our Node has been given already.
+    async fn begin(&mut self) -> Result<(), Error> {
+        if self.holdings.is_none()
+            && let Some(holdings) = self.leases.hold_if_assigned(&self.config.net).await?
+        {
+            self.use_holdings(holdings);
+        }
+        Ok(())
+    }
+
     async fn hold(&mut self, view: &View) -> Result<(), Error> {
         let may_wait = self
             .waiting_since
             .is_none_or(|since| since.elapsed() < PATIENCE);
-        match self
-            .leases
-            .hold(&self.config.net, &view.others, may_wait)
-            .await
-        {
+        let conf = &self.config.net;
+        match self.leases.hold(conf, &view.others, may_wait).await {
             Ok(holdings) => {
-                let subnets = ByFamily::from_fn(|family| Some(holdings.get(family)?.subnet));
-                if self.held.borrow().as_ref() != Some(&subnets) {
-                    let listed: Vec<String> = subnets
-                        .iter()
-                        .map(|(_, subnet)| subnet.to_string())
-                        .collect();
-                    tracing::info!(subnets = listed.join(","), "subnet held");
-                }
-                let Some((_, first)) = holdings.iter().next() else {
-                    return Ok(());
-                };
-                self.holdings = Some(Held {
-                    uid: first.owner.clone().unwrap_or_default(),
-                    holdings,
-                    since: Instant::now(),
-                    seen: false,
-                });
-                self.waiting_since = None;
-                self.held.send_if_modified(|held| {
-                    let new = held.as_ref() != Some(&subnets);
-                    *held = Some(subnets);
-                    new
-                });
+                self.use_holdings(holdings);
                 Ok(())
             }
             Err(error) => {
@@ -247,6 +233,32 @@ impl Registrar {
                 Err(error)
             }
         }
+    }
+
+    fn use_holdings(&mut self, holdings: ByFamily<Holding>) {
+        let subnets = ByFamily::from_fn(|family| Some(holdings.get(family)?.subnet));
+        if self.held.borrow().as_ref() != Some(&subnets) {
+            let listed: Vec<String> = subnets
+                .iter()
+                .map(|(_, subnet)| subnet.to_string())
+                .collect();
+            tracing::info!(subnets = listed.join(","), "subnet held");
+        }
+        let Some((_, first)) = holdings.iter().next() else {
+            return;
+        };
+        self.holdings = Some(Held {
+            uid: first.owner.clone().unwrap_or_default(),
+            holdings,
+            since: Instant::now(),
+            seen: false,
+        });
+        self.waiting_since = None;
+        self.held.send_if_modified(|held| {
+            let new = held.as_ref() != Some(&subnets);
+            *held = Some(subnets);
+            new
+        });
     }
 
     async fn renew(&mut self, node: &NodeObject) -> Result<(), Error> {

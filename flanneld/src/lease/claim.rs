@@ -90,18 +90,7 @@ impl Leases {
         may_wait: bool,
     ) -> Result<ByFamily<Holding>, Error> {
         for _ in 0..ROUNDS {
-            let node = self
-                .nodes
-                .get_opt(&self.node)
-                .await
-                .map_err(api(format!("read Node {}", self.node)))?;
-            let node = node.ok_or_else(|| Error::NoNode {
-                node: self.node.clone(),
-            })?;
-            let owner = Owner {
-                name: self.node.clone(),
-                uid: node.uid().into(),
-            };
+            let (node, owner) = self.own().await?;
             if !node.pod_cidrs().is_empty() {
                 return self.hold_assigned(conf, &node, &owner).await;
             }
@@ -112,6 +101,39 @@ impl Leases {
             // Somebody changed the Node meanwhile, perhaps a controller-manager gave it a subnet: what it says counts.
         }
         Err(Error::Busy { tries: ROUNDS })
+    }
+
+    /// Makes sure that this node holds the subnets of `spec.podCIDRs`, if there are any: for that nobody needs to know
+    /// of other nodes.
+    ///
+    /// # Errors
+    /// As [`Leases::hold`].
+    pub async fn hold_if_assigned(
+        &self,
+        conf: &NetConf,
+    ) -> Result<Option<ByFamily<Holding>>, Error> {
+        let (node, owner) = self.own().await?;
+        if node.pod_cidrs().is_empty() {
+            return Ok(None);
+        }
+        self.hold_assigned(conf, &node, &owner).await.map(Some)
+    }
+
+    /// Our Node, and what it is called in Leases.
+    async fn own(&self) -> Result<(NodeObject, Owner), Error> {
+        let node = self
+            .nodes
+            .get_opt(&self.node)
+            .await
+            .map_err(api(format!("read Node {}", self.node)))?;
+        let node = node.ok_or_else(|| Error::NoNode {
+            node: self.node.clone(),
+        })?;
+        let owner = Owner {
+            name: self.node.clone(),
+            uid: node.uid().into(),
+        };
+        Ok((node, owner))
     }
 
     /// Claims the subnets in `spec.podCIDRs`, and gives back any other that is in our name.

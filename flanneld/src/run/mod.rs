@@ -21,7 +21,7 @@ use std::{
 
 use agent::{
     events::{self, Recorder},
-    http,
+    http, slim,
     sync::{Options, Pacer, Pass},
     watch::{Delta, Selector, deltas},
 };
@@ -43,7 +43,7 @@ use crate::{
     host::{Host, sysctl_root},
     index::{Index, LEASES},
     metrics::Counts,
-    node::NodeObject,
+    node::{self, NodeObject},
     notices,
     peers::Skipped,
     place::announcement,
@@ -193,7 +193,8 @@ impl Loop {
             fields: None,
         };
         let namespace = self.config.lease_namespace.clone();
-        let mut nodes = std::pin::pin!(deltas(Api::all(client.clone()), &Selector::default()));
+        let slim_nodes = Api::all(slim::client(client.clone(), node::FIELDS));
+        let mut nodes = std::pin::pin!(deltas(slim_nodes, &Selector::default()));
         let mut leases = std::pin::pin!(deltas(Api::namespaced(client, &namespace), &leases));
         let mut pacer = Pacer::new(PACE);
         self.files.watch_folder_of(&self.config.net_conf_file);

@@ -1,0 +1,199 @@
+use super::*;
+
+const NODE: &[Field] = &[
+    field(1, "metadata", Form::Message(METADATA)),
+    field(
+        2,
+        "spec",
+        Form::Message(&[field(7, "podCIDRs", Form::Texts)]),
+    ),
+    field(
+        3,
+        "status",
+        Form::Message(&[field(
+            4,
+            "conditions",
+            Form::Messages(&[field(1, "type", Form::Text), field(5, "reason", Form::Text)]),
+        )]),
+    ),
+];
+
+fn varint(mut number: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    bytes
+}
+
+fn number(field: u64, value: u64) -> Vec<u8> {
+    [varint(field << 3), varint(value)].concat()
+}
+
+fn part(field: u64, content: impl AsRef<[u8]>) -> Vec<u8> {
+    let content = content.as_ref();
+    let mut bytes = varint(field << 3 | 2);
+    bytes.extend(varint(content.len() as u64));
+    bytes.extend(content);
+    bytes
+}
+
+fn event(kind: &str, object_kind: &str, object: &[u8]) -> Vec<u8> {
+    let types = [part(1, "v1"), part(2, object_kind)].concat();
+    let envelope = [part(1, types), part(2, object), part(3, "")].concat();
+    let raw = [&b"k8s\0"[..], &envelope].concat();
+    let event = [part(1, kind), part(2, part(1, raw))].concat();
+    [&(event.len() as u32).to_be_bytes()[..], &event].concat()
+}
+
+fn annotation(key: &str, value: &str) -> Vec<u8> {
+    part(12, [part(1, key), part(2, value)].concat())
+}
+
+/// A Node, with fields that nobody wants of each wire type.
+fn node() -> Vec<u8> {
+    let metadata = [
+        part(1, "node-1"),
+        part(5, "uid-1"),
+        part(6, "42"),
+        number(7, u64::MAX),
+        part(8, [number(1, 1_795_341_600), number(2, 0)].concat()),
+        part(11, [part(1, "label"), part(2, "x")].concat()),
+        annotation("a", "1"),
+        annotation("b", "\"ü\""),
+        part(17, "managed"),
+    ];
+    let spec = [
+        part(1, "10.244.1.0/24"),
+        part(7, "10.244.1.0/24"),
+        part(7, "fd00::/64"),
+    ];
+    let condition = |kind: &str| part(4, [part(1, kind), part(2, "True"), part(5, "why")].concat());
+    let fixed = [&[9 << 3 | 1][..], &[0; 8], &[10 << 3 | 5], &[0; 4]].concat();
+    let status = [
+        condition("Ready"),
+        condition("Other"),
+        fixed,
+        part(8, "i".repeat(50_000)),
+    ];
+    [
+        part(1, metadata.concat()),
+        part(2, spec.concat()),
+        part(3, status.concat()),
+    ]
+    .concat()
+}
+
+fn events() -> Vec<u8> {
+    let bookmark = part(
+        1,
+        [
+            part(6, "43"),
+            annotation("k8s.io/initial-events-end", "true"),
+        ]
+        .concat(),
+    );
+    let status = [
+        part(2, "Failure"),
+        part(3, "too old"),
+        part(4, "Expired"),
+        number(6, 410),
+    ];
+    [
+        event("ADDED", "Node", &node()),
+        event("BOOKMARK", "Node", &bookmark),
+        event("ERROR", "Status", &status.concat()),
+    ]
+    .concat()
+}
+
+fn reader() -> Events {
+    Events {
+        object: NODE,
+        waiting: Vec::new(),
+    }
+}
+
+#[test]
+fn of_each_event_the_wanted_fields_become_a_line() {
+    let lines = String::from_utf8(reader().read(&events()).unwrap()).unwrap();
+    let lines: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let node = json!({"type": "ADDED", "object": {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": "node-1", "uid": "uid-1", "resourceVersion": "42",
+            "creationTimestamp": "2026-11-22T10:00:00Z",
+            "annotations": {"a": "1", "b": "\"ü\""},
+        },
+        "spec": {"podCIDRs": ["10.244.1.0/24", "fd00::/64"]},
+        "status": {"conditions": [
+            {"type": "Ready", "reason": "why"}, {"type": "Other", "reason": "why"},
+        ]},
+    }});
+    let bookmark = json!({"type": "BOOKMARK", "object": {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "resourceVersion": "43", "annotations": {"k8s.io/initial-events-end": "true"},
+        },
+    }});
+    let error = json!({"type": "ERROR", "object": {
+        "apiVersion": "v1", "kind": "Status",
+        "status": "Failure", "message": "too old", "reason": "Expired", "code": 410,
+    }});
+    assert_eq!(lines, [node, bookmark, error]);
+}
+
+#[test]
+fn events_come_in_pieces_of_any_size() {
+    let (bytes, whole) = (events(), reader().read(&events()).unwrap());
+    for size in [1, 2, 3, 7, 1000, 50_007] {
+        let mut reader = reader();
+        let pieces = bytes.chunks(size).map(|piece| reader.read(piece).unwrap());
+        assert_eq!(pieces.collect::<Vec<_>>().concat(), whole, "{size}");
+        assert!(reader.waiting.is_empty());
+    }
+}
+
+#[test]
+fn what_is_cut_short_or_none_at_all_is_refused() {
+    let node = node();
+    let cut = node.len() - 50_000;
+    let (metadata, whole) = (message(&node, NODE), message(&node[..cut], NODE));
+    assert!(metadata.is_ok());
+    assert_eq!(whole, Err(Unreadable("a message that is cut short")));
+    let refused = |bytes: &[u8]| reader().read(bytes).unwrap_err();
+    assert_eq!(
+        refused(&u32::MAX.to_be_bytes()),
+        Unreadable("an event without end")
+    );
+    assert_eq!(
+        refused(&[0, 0, 0, 2, 0x0a, 0x05]),
+        Unreadable("a message that is cut short")
+    );
+    assert_eq!(
+        refused(&[0, 0, 0, 0]),
+        Unreadable("an object in no envelope")
+    );
+    // A number of more bytes than any has, and a text where a number shall be.
+    assert!(message(&[0xff; 20], METADATA).is_err());
+    assert!(message(&number(1, 5), METADATA).is_err());
+}
+
+#[test]
+fn whatever_comes_is_read_or_refused() {
+    let bytes = event("ADDED", "Node", &node()[..400]);
+    for index in 0..bytes.len() {
+        for bit in 0..8 {
+            let mut harmed = bytes.clone();
+            harmed[index] ^= 1 << bit;
+            let _ = reader().read(&harmed);
+        }
+    }
+}
