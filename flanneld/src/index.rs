@@ -1,6 +1,9 @@
 //! What the API server tells, folded into facts: one task owns this, and feeds it deltas.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use agent::watch::{Delta, Key};
 use hostnet::vocab::{AnnotationKeys, Family, Subnet, names};
@@ -38,6 +41,9 @@ pub struct LeaseHolder {
 /// The label selector of the Leases to watch.
 pub const LEASES: &str = names::LABEL_SUBNET;
 
+/// How many of the last changes are remembered one by one.
+const RECENT: usize = 32;
+
 /// All that is known of this cluster's nodes.
 #[derive(Debug)]
 pub struct Index {
@@ -48,6 +54,9 @@ pub struct Index {
     leases: BTreeMap<Subnet, (Arc<str>, LeaseRank)>,
     nodes_listed: bool,
     leases_listed: bool,
+    /// How often another node has changed, and which did so last.
+    changes: u64,
+    recent: VecDeque<Arc<str>>,
 }
 
 impl Index {
@@ -62,6 +71,8 @@ impl Index {
             leases: BTreeMap::new(),
             nodes_listed: false,
             leases_listed: false,
+            changes: 0,
+            recent: VecDeque::new(),
         }
     }
 
@@ -79,6 +90,8 @@ impl Index {
             nodes: others
                 .map(|facts| (Arc::clone(&facts.name), facts))
                 .collect(),
+            // Beyond what another index comes to: what one has seen of this says nothing of that.
+            changes: u64::MAX,
             ..Self::new(own_name, keys)
         }
     }
@@ -98,6 +111,33 @@ impl Index {
     /// All other Nodes, by name.
     pub fn others(&self) -> impl Iterator<Item = &NodeFacts> {
         self.nodes.values()
+    }
+
+    /// Another Node.
+    #[must_use]
+    pub fn other(&self, name: &str) -> Option<&NodeFacts> {
+        self.nodes.get(name)
+    }
+
+    /// How often another node has changed so far.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// The other nodes that have changed since there were so many changes; `None` if it is no longer known.
+    pub fn changed_since(&self, changes: u64) -> Option<impl Iterator<Item = &str>> {
+        let count = usize::try_from(self.changes.checked_sub(changes)?).ok()?;
+        let first = self.recent.len().checked_sub(count)?;
+        Some(self.recent.range(first..).map(|name| &**name))
+    }
+
+    fn note_change(&mut self, name: Arc<str>) {
+        self.changes += 1;
+        self.recent.push_back(name);
+        if self.recent.len() > RECENT {
+            self.recent.pop_front();
+        }
     }
 
     /// The UID of a Node, our own or another.
@@ -129,7 +169,13 @@ impl Index {
         match delta {
             Delta::Synced => !std::mem::replace(&mut self.nodes_listed, true),
             Delta::Remove(key) if key.name == self.own_name => self.own.take().is_some(),
-            Delta::Remove(key) => self.nodes.remove(&*key.name).is_some(),
+            Delta::Remove(key) => match self.nodes.remove(&*key.name) {
+                Some(facts) => {
+                    self.note_change(facts.name);
+                    true
+                }
+                None => false,
+            },
             Delta::Upsert(node) if node.name() == &*self.own_name => {
                 let same = self
                     .own
@@ -143,6 +189,7 @@ impl Index {
                 self.rank(&mut facts);
                 let same = self.nodes.get(&facts.name) == Some(&facts);
                 if !same {
+                    self.note_change(Arc::clone(&facts.name));
                     self.nodes.insert(Arc::clone(&facts.name), facts);
                 }
                 !same
@@ -184,6 +231,7 @@ impl Index {
         for (holder, _) in before.iter().chain(&now) {
             if let Some(mut facts) = self.nodes.remove(holder) {
                 self.rank(&mut facts);
+                self.note_change(Arc::clone(&facts.name));
                 self.nodes.insert(Arc::clone(&facts.name), facts);
             }
         }

@@ -1,7 +1,7 @@
 //! One pass: observe, desire, compare, change.
 //!
-//! A full pass reads the kernel. A dirty one goes by what is believed to be there since the last pass, so that one more
-//! peer costs as much as one peer; kernel events that tell otherwise make the next pass full.
+//! A full pass reads the kernel. A dirty one goes by what is believed to be there since the last pass, and looks at no
+//! other nodes than those that have changed if it concerns none, so that one more peer costs as much as one peer; kernel events that tell otherwise make the next pass full.
 
 use std::{
     net::IpAddr,
@@ -98,8 +98,10 @@ pub struct Reconciler {
     /// The one before, as long as there may be nodes that still send by it.
     former: Option<Former>,
     grace: Duration,
-    /// The peers of the last pass, by this backend.
-    peers: Vec<Peer>,
+    /// Who was a peer in the last pass, by this backend.
+    selection: Selection,
+    /// How often other nodes had changed by then.
+    changes: u64,
     /// Who else has a say in whether forwarded packets pass.
     forward: forward::Seen,
     /// What takes away a predecessor's rules: looked for once.
@@ -129,7 +131,8 @@ impl Reconciler {
             backend: None,
             former: None,
             grace: GRACE,
-            peers: Vec::new(),
+            selection: Selection::default(),
+            changes: 0,
             forward: forward::Seen::default(),
             leftovers: Vec::new(),
         }
@@ -174,30 +177,22 @@ impl Reconciler {
         let backend = config.net.backend;
         let is_same = *held == self.held && self.backend == Some(backend);
         let (mut belief, before) = match before {
-            Some(belief) if pass == Pass::Dirty && is_same => (belief, None),
+            Some(belief) if pass == Pass::Dirty && is_same => {
+                if let Some(amended) = self.amended(&belief.state, config, index) {
+                    return self.amend(belief, amended, node, index);
+                }
+                (belief, None)
+            }
             before => (self.observe(config, node, held)?, before),
         };
         let past = Past {
             former: self.former.as_ref().map(|former| &former.backend),
-            peers: &self.peers,
+            peers: &self.selection.peers,
         };
         let selection = peers::select(index.others(), &config.node_name, &self.own, &backend, past);
         self.check_public(node, index, &selection)?;
         self.age_former(config, node, &selection);
-        let former = self.former.as_ref();
-        let gated: Vec<Family> = Family::ALL
-            .into_iter()
-            .filter(|family| self.forward.is_gated(*family))
-            .collect();
-        let shall = desired(&Inputs {
-            backend: &backend,
-            former: former.map(|former| (&former.backend, &selection.former[..])),
-            gated: &gated,
-            masquerade: config.masquerade,
-            no_masquerade: &config.net.no_masquerade,
-            own: &self.own,
-            peers: &selection.peers,
-        });
+        let shall = self.desired(config, &selection);
         if belief.state.sysctls.is_empty() {
             belief.state.sysctls = self.host.switches(shall.sysctls.keys());
         }
@@ -207,13 +202,7 @@ impl Reconciler {
         let mut ops = diff(&belief.state, &shall);
         // Once ours stand: what a predecessor's rules did is done without a gap.
         ops.extend(self.leftovers.drain(..).map(Op::ChangeTable));
-        let failures = self.host.apply(&ops);
-        if !failures.is_empty() {
-            return Err(Error::Apply {
-                failures,
-                all: ops.len(),
-            });
-        }
+        self.apply(&ops)?;
         let names_change = |op: &Op| {
             matches!(
                 op,
@@ -229,14 +218,95 @@ impl Reconciler {
             belief.devices = our_devices(&links);
         }
         belief.state = shall;
+        Ok(self.passed(belief, ops, lost, selection, index))
+    }
+
+    /// What a change of a few nodes comes to, if it concerns no other node and nothing else has changed: who is a peer
+    /// then, and what the kernel shall hold for those nodes no longer, and from now on.
+    fn amended(
+        &self,
+        believed: &State,
+        config: &Config,
+        index: &Index,
+    ) -> Option<(Selection, State, State)> {
+        if self.former.is_some() || !self.leftovers.is_empty() {
+            return None;
+        }
+        let changed = index.changed_since(self.changes)?;
+        let mut selection = self.selection.clone();
+        let facts = |name: &str| index.other(name);
+        let backend = &config.net.backend;
+        let amendment = peers::amend(&mut selection, changed, facts, &self.own, backend)?;
+        let [gone, come] = [amendment.gone, amendment.come].map(|peers| {
+            let alone = Selection {
+                peers,
+                ..Selection::default()
+            };
+            self.desired(config, &alone)
+        });
+        believed
+            .is_but_for_peers(&come)
+            .then_some((selection, gone, come))
+    }
+
+    fn amend(
+        &mut self,
+        mut belief: Belief,
+        (selection, gone, come): (Selection, State, State),
+        node: &NodeObject,
+        index: &Index,
+    ) -> Result<Report, Error> {
+        self.check_public(node, index, &selection)?;
+        let ops = diff(&gone, &come);
+        self.apply(&ops)?;
+        belief.state.exchange(&gone, come);
+        Ok(self.passed(belief, ops, Vec::new(), selection, index))
+    }
+
+    fn desired(&self, config: &Config, selection: &Selection) -> State {
+        let former = self.former.as_ref();
+        let gated: Vec<Family> = Family::ALL
+            .into_iter()
+            .filter(|family| self.forward.is_gated(*family))
+            .collect();
+        desired(&Inputs {
+            backend: &config.net.backend,
+            former: former.map(|former| (&former.backend, &selection.former[..])),
+            gated: &gated,
+            masquerade: config.masquerade,
+            no_masquerade: &config.net.no_masquerade,
+            own: &self.own,
+            peers: &selection.peers,
+        })
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Result<(), Error> {
+        let failures = self.host.apply(ops);
+        if failures.is_empty() {
+            return Ok(());
+        }
+        let all = ops.len();
+        Err(Error::Apply { failures, all })
+    }
+
+    /// Keeps what is known after a good pass.
+    fn passed(
+        &mut self,
+        belief: Belief,
+        ops: Vec<Op>,
+        lost: Vec<Op>,
+        selection: Selection,
+        index: &Index,
+    ) -> Report {
         self.belief = Some(belief);
-        self.peers.clone_from(&selection.peers);
-        Ok(Report {
+        self.selection.clone_from(&selection);
+        self.changes = index.changes();
+        Report {
             ops,
             lost,
             selection,
             obstacles: forward::obstacles(&self.forward, &self.own),
-        })
+        }
     }
 
     /// Reads the kernel, and finds our place in it.
@@ -287,7 +357,7 @@ impl Reconciler {
                 backend,
                 until: None,
             });
-            self.peers.clear();
+            self.selection = Selection::default();
         }
     }
 

@@ -451,6 +451,7 @@ fn one_more_peer_and_one_less_cost_as_much_as_one() {
         "a neighbour, a forwarding entry and a route: {ops:?}"
     );
     assert!(!nodes[0].is_disturbed(), "our own changes are no news");
+    assert_eq!(nodes[0].pass(Pass::Full).ops, []);
     remove(&mut nodes, "n3");
     let ops: Vec<String> = nodes[0]
         .pass(Pass::Dirty)

@@ -7,7 +7,7 @@
 mod check;
 mod reason;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -99,6 +99,15 @@ pub struct Peer {
     pub vtep: Option<Mac>,
     /// The UDP port of its VTEP, if it tells: flannel takes it for granted.
     pub port: Option<u16>,
+}
+
+impl Peer {
+    /// Whether the two cannot both be peers.
+    fn excludes(&self, other: &Peer) -> bool {
+        let is_vtep = self.vtep.is_some() && self.vtep == other.vtep;
+        self.subnet.family() == other.subnet.family()
+            && (self.subnet.overlaps(other.subnet) || is_vtep)
+    }
 }
 
 /// A node that is left out in one family.
@@ -208,6 +217,73 @@ pub fn select<'a>(
         selection.peers.extend(kept);
     }
     selection
+}
+
+/// What became of a selection when a few nodes changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Amendment {
+    /// Those of them that were peers, as they were.
+    pub gone: Vec<Peer>,
+    /// Those that are, as they are.
+    pub come: Vec<Peer>,
+}
+
+/// Checks only the nodes that have changed since `selection` was made, where that cannot concern any other. `None`: all
+/// must be checked anew, and `selection` is of no more use.
+pub fn amend<'a>(
+    selection: &mut Selection,
+    changed: impl Iterator<Item = &'a str>,
+    facts: impl Fn(&str) -> Option<&'a NodeFacts>,
+    own: &ByFamily<Own>,
+    backend: &Backend,
+) -> Option<Amendment> {
+    let changed: BTreeSet<&str> = changed.collect();
+    let is_changed = |name: &str| changed.contains(name);
+    // Who is left out for another's sake, or keeps others out though it is no peer.
+    let is_entangled = |skipped: &Skipped| {
+        let holds = facts(&skipped.node).is_none_or(|node| node.leases.iter().next().is_some());
+        holds || skipped.reason.is_for_another() || skipped.reason.is_another_backend()
+    };
+    let mut others = selection
+        .skipped
+        .iter()
+        .filter(|skipped| !is_changed(&skipped.node));
+    if !selection.former.is_empty() || others.any(is_entangled) {
+        return None;
+    }
+    let gone = selection
+        .peers
+        .extract_if(.., |peer| is_changed(&peer.node))
+        .collect();
+    selection
+        .skipped
+        .retain(|skipped| !is_changed(&skipped.node));
+    let mut come = Vec::new();
+    for node in changed.iter().filter_map(|name| facts(name)) {
+        for (family, own) in own.iter() {
+            match admit(node, family, own, backend, &mut Claims::default()) {
+                Ok(peer) if selection.peers.iter().any(|other| other.excludes(&peer)) => {
+                    return None;
+                }
+                Ok(peer) => {
+                    selection.peers.push(peer.clone());
+                    come.push(peer);
+                }
+                Err(reason) => {
+                    let skipped = Skipped {
+                        node: Arc::clone(&node.name),
+                        family,
+                        reason,
+                    };
+                    if is_entangled(&skipped) {
+                        return None;
+                    }
+                    selection.skipped.push(skipped);
+                }
+            }
+        }
+    }
+    Some(Amendment { gone, come })
 }
 
 /// A node as it was known before, if it has the same subnet and address still.

@@ -162,6 +162,11 @@ impl Reason {
         matches!(self, Reason::OtherBackend { .. } | Reason::OtherVni { .. })
     }
 
+    /// Whether it is left out because of what another node claims.
+    pub(crate) fn is_for_another(&self) -> bool {
+        matches!(self, Reason::SubnetTaken { .. } | Reason::VtepTaken { .. })
+    }
+
     /// Whether the node is merely not ready: nothing that it says is wrong.
     pub fn is_pending(&self) -> bool {
         matches!(

@@ -473,7 +473,98 @@ fn some_nodes() -> impl Strategy<Value = Vec<NodeFacts>> {
     })
 }
 
+/// Nodes by name that seldom are in each other's way.
+fn a_quiet_cluster() -> impl Strategy<Value = BTreeMap<String, NodeFacts>> {
+    let one = (2u8..60, 2u8..200, 0u32..20, 0u32..20);
+    prop::collection::vec(one, 0..12).prop_map(|all| {
+        let node = |(id, other, odd, leased): (u8, u8, u32, u32)| {
+            let mut node = node(id);
+            match odd {
+                0 => node.published = Published::default(),
+                1 => node.published.backend_data = self::node(other).published.backend_data,
+                2 => node.pod_cidrs = self::node(other).pod_cidrs,
+                3 => node.published.public.v4 = Some("192.0.2.1".to_owned()),
+                4 => node.pod_cidrs.clear(),
+                _ => node.published.public.v4 = Some(format!("192.0.2.{other}")),
+            }
+            if leased < 3 {
+                node = with_lease(node, leased.into());
+            }
+            (node.name.to_string(), node)
+        };
+        all.into_iter().map(node).collect()
+    })
+}
+
+#[test]
+fn of_a_few_changed_nodes_only_they_are_looked_at_if_they_concern_no_other() {
+    let own = own_of(&[Family::V4]);
+    let mut selection = select_v4(&[node(2), node(3)]);
+    let (before, mut moved, new) = (selection.peers.clone(), node(3), node(4));
+    moved.published.public.v4 = Some("192.0.2.33".to_owned());
+    let facts = |name: &str| [&moved, &new].into_iter().find(|node| *node.name == *name);
+    let changed = ["node-2", "node-3", "node-4"].into_iter();
+    let amendment = amend(&mut selection, changed, facts, &own, &VXLAN).unwrap();
+    assert_eq!(amendment.gone, before);
+    assert_eq!(
+        amendment.come,
+        select_v4(&[moved.clone(), new.clone()]).peers
+    );
+    assert_eq!(selection, select_v4(&[moved.clone(), new.clone()]));
+    // One that is in another's way is a matter for all.
+    let thief = NodeFacts {
+        pod_cidrs: moved.pod_cidrs.clone(),
+        ..node(5)
+    };
+    let facts = |_: &str| Some(&thief);
+    assert_eq!(
+        amend(&mut selection, ["node-5"].into_iter(), facts, &own, &VXLAN),
+        None
+    );
+}
+
 proptest! {
+    #[test]
+    fn an_amended_selection_is_as_one_made_anew(
+        before in a_quiet_cluster(), later in a_quiet_cluster(), left in 2u8..60,
+    ) {
+        let mut after = before.clone();
+        after.extend(later.clone());
+        let left = format!("node-{left}");
+        after.remove(&left);
+        let select = |nodes: &BTreeMap<String, NodeFacts>| {
+            let nodes: Vec<NodeFacts> = nodes.values().cloned().collect();
+            select_v4(&nodes)
+        };
+        let (was, is) = (select(&before), select(&after));
+        let mut selection = was.clone();
+        let changed = later.keys().map(String::as_str).chain([&*left]);
+        let own = own_of(&[Family::V4]);
+        let amended = amend(&mut selection, changed, |name| after.get(name), &own, &VXLAN);
+        if let Some(Amendment { gone, come }) = amended {
+            let sorted = |selection: &Selection| {
+                let mut selection = selection.clone();
+                selection.peers.sort_by_key(|peer| peer.node.clone());
+                selection.skipped.sort_by_key(|skipped| skipped.node.clone());
+                selection
+            };
+            prop_assert_eq!(sorted(&selection), sorted(&is));
+            // The kernel's state follows from what is given beside it.
+            let state = |peers: &[Peer]| crate::desired::desired(&crate::desired::Inputs {
+                backend: &VXLAN,
+                masquerade: None,
+                no_masquerade: &[],
+                own: &own,
+                peers,
+                former: None,
+                gated: &[],
+            });
+            let mut exchanged = state(&was.peers);
+            exchanged.exchange(&state(&gone), state(&come));
+            prop_assert_eq!(exchanged, state(&is.peers));
+        }
+    }
+
     #[test]
     fn peers_never_share_what_only_one_can_have(nodes in some_nodes()) {
         let selection = select_v4(&nodes);

@@ -31,6 +31,48 @@ pub struct State {
     pub admitted: BTreeMap<TableId, Vec<Rule>>,
 }
 
+impl State {
+    /// Whether nothing but what peers have is another: devices, switches and tables are the same.
+    pub fn is_but_for_peers(&self, other: &State) -> bool {
+        let is_same = |one: &Device, other: &Device| {
+            let own = |device: &Device| (device.mac, device.mtu, device.up);
+            (&one.kind, own(one), &one.addrs) == (&other.kind, own(other), &other.addrs)
+        };
+        self.devices.len() == other.devices.len()
+            && self.devices.iter().all(|(name, device)| {
+                let twin = other.devices.get(name);
+                twin.is_some_and(|twin| is_same(device, twin))
+            })
+            && self.sysctls == other.sysctls
+            && self.tables == other.tables
+            && self.admitted == other.admitted
+    }
+
+    /// Takes away what some peers have, and adds what others shall have; both states are as of these peers alone.
+    pub fn exchange(&mut self, gone: &State, come: State) {
+        for key in gone.routes.keys() {
+            self.routes.remove(key);
+        }
+        for (name, gone) in &gone.devices {
+            if let Some(device) = self.devices.get_mut(name) {
+                for addr in gone.neighs.keys() {
+                    device.neighs.remove(addr);
+                }
+                for entry in &gone.fdb {
+                    device.fdb.remove(entry);
+                }
+            }
+        }
+        self.routes.extend(come.routes);
+        for (name, come) in come.devices {
+            if let Some(device) = self.devices.get_mut(&name) {
+                device.neighs.extend(come.neighs);
+                device.fdb.extend(come.fdb);
+            }
+        }
+    }
+}
+
 /// A VXLAN device and what lies on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
