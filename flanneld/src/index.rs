@@ -54,6 +54,7 @@ pub struct Index {
     leases: BTreeMap<Subnet, (Arc<str>, LeaseRank)>,
     nodes_listed: bool,
     leases_listed: bool,
+    is_recalled: bool,
     /// How often another node has changed, and which did so last.
     changes: u64,
     recent: VecDeque<Arc<str>>,
@@ -71,6 +72,7 @@ impl Index {
             leases: BTreeMap::new(),
             nodes_listed: false,
             leases_listed: false,
+            is_recalled: false,
             changes: 0,
             recent: VecDeque::new(),
         }
@@ -90,6 +92,7 @@ impl Index {
             nodes: others
                 .map(|facts| (Arc::clone(&facts.name), facts))
                 .collect(),
+            is_recalled: true,
             // Beyond what another index comes to: what one has seen of this says nothing of that.
             changes: u64::MAX,
             ..Self::new(own_name, keys)
@@ -100,6 +103,12 @@ impl Index {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.nodes_listed && self.leases_listed
+    }
+
+    /// Whether it is what was known in an earlier life.
+    #[must_use]
+    pub fn is_recalled(&self) -> bool {
+        self.is_recalled
     }
 
     /// Our own Node.

@@ -192,7 +192,10 @@ impl Reconciler {
         let selection = peers::select(index.others(), &config.node_name, &self.own, &backend, past);
         self.check_public(node, index, &selection)?;
         self.age_former(config, node, &selection);
-        let shall = self.desired(config, &selection);
+        let mut shall = self.desired(config, &selection);
+        if index.is_recalled() {
+            shall.keep_peers(&belief.state);
+        }
         if belief.state.sysctls.is_empty() {
             belief.state.sysctls = self.host.switches(shall.sysctls.keys());
         }

@@ -489,6 +489,44 @@ fn what_a_node_that_left_while_we_were_down_had_is_removed() {
 }
 
 #[test]
+fn what_was_known_in_an_earlier_life_takes_nothing_away() {
+    let (_underlay, mut nodes) = cluster(3, V4, &[]);
+    let node = &mut nodes[0];
+    let live = std::mem::replace(
+        &mut node.index,
+        flanneld::index::Index::new("n1", node.config.annotations.clone()),
+    );
+    // Kept when n3 had not come yet, and n2 was elsewhere.
+    let mut n2 = live.other("n2").unwrap().clone();
+    n2.published.public.v4 = Some("192.0.2.99".to_owned());
+    let keys = node.config.annotations.clone();
+    let recalled = || {
+        let own = node.object.clone();
+        flanneld::index::Index::recalled("n1", keys.clone(), own, vec![n2.clone()])
+    };
+    node.index = recalled();
+    let open = || flanneld::host::Host::open(hostnet::sysctl::ROOT.into());
+    let before = Snapshot::of(&node.ns);
+    node.reconciler = flanneld::reconcile::Reconciler::new(node.ns.run(open).unwrap());
+    assert_eq!(node.pass(Pass::Full).ops, []);
+    assert_eq!(node.pass(Pass::Dirty).ops, []);
+    // What is missing it knows how to make.
+    node.ns.sh("ip", &["route", "del", "10.244.2.0/24"]);
+    assert!(node.is_disturbed());
+    assert_eq!(node.pass(Pass::Full).ops.len(), 1);
+    assert_eq!(
+        before.changes(&Snapshot::of(&node.ns)),
+        Vec::<String>::new()
+    );
+    // The API server has the last word.
+    node.index = live;
+    remove(&mut nodes, "n3");
+    let ops = nodes[0].pass(Pass::Dirty).ops;
+    assert_eq!(ops.len(), 3, "n3 has left: {ops:?}");
+    assert_eq!(nodes[0].pass(Pass::Full).ops, []);
+}
+
+#[test]
 fn a_device_of_other_settings_and_leftovers_make_room() {
     let (_underlay, mut nodes) = cluster(2, V4, &[]);
     // As an older configuration would have left it: another port, and another VNI.

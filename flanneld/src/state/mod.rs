@@ -48,6 +48,33 @@ impl State {
             && self.admitted == other.admitted
     }
 
+    /// Keeps what peers have in `there` as it is: what this state says of them may be older.
+    pub fn keep_peers(&mut self, there: &State) {
+        let vxlan = |device: &Device| match &device.kind {
+            DeviceKind::Vxlan(vxlan) => Some((vxlan.vni, vxlan.port)),
+            DeviceKind::Other(_) => None,
+        };
+        for (name, device) in &mut self.devices {
+            let have = there.devices.get(name);
+            let Some(have) = have.filter(|have| vxlan(have) == vxlan(device)) else {
+                continue;
+            };
+            device.neighs.extend(have.neighs.clone());
+            let macs: BTreeSet<Mac> = have.fdb.iter().map(|(mac, _)| *mac).collect();
+            device.fdb.retain(|(mac, _)| !macs.contains(mac));
+            device.fdb.extend(have.fdb.clone());
+            let routes = there.routes.iter().filter(|(_, route)| route.dev == *name);
+            self.routes
+                .extend(routes.map(|(key, route)| (*key, route.clone())));
+        }
+        let direct = there
+            .routes
+            .iter()
+            .filter(|(_, route)| !is_our_device(&route.dev));
+        self.routes
+            .extend(direct.map(|(key, route)| (*key, route.clone())));
+    }
+
     /// Takes away what some peers have, and adds what others shall have; both states are as of these peers alone.
     pub fn exchange(&mut self, gone: &State, come: State) {
         for key in gone.routes.keys() {
