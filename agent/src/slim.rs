@@ -135,29 +135,63 @@ struct Events {
 }
 
 impl Events {
-    /// Takes what came, and returns the events that are whole, a line for each.
-    fn read(&mut self, chunk: &[u8]) -> Result<Vec<u8>, Unreadable> {
-        self.waiting.extend_from_slice(chunk);
-        let (mut lines, mut rest) = (Vec::new(), &self.waiting[..]);
-        while let Some((length, behind)) = rest.split_first_chunk() {
-            let length = u32::from_be_bytes(*length) as usize;
-            if length > LONGEST {
-                return Err(Unreadable("an event without end"));
+    /// Takes what came, and returns the events that are whole, a line for each. Of one that is not whole yet no more is
+    /// kept than has come of it.
+    fn read(&mut self, mut chunk: &[u8]) -> Result<Vec<u8>, Unreadable> {
+        let mut lines = Vec::new();
+        while !chunk.is_empty() {
+            if self.waiting.is_empty()
+                && let Some((event, rest)) = first(chunk)?
+            {
+                self.push(&mut lines, event)?;
+                chunk = rest;
+                continue;
             }
-            let Some((event, behind)) = behind.split_at_checked(length) else {
-                break;
-            };
-            lines.extend(line(event, self.object)?.to_string().into_bytes());
-            lines.push(b'\n');
-            rest = behind;
-        }
-        let read = self.waiting.len() - rest.len();
-        self.waiting.drain(..read);
-        // One large object shall not hold its memory for ever.
-        if self.waiting.is_empty() {
-            self.waiting = Vec::new();
+            let missing = self.missing()?.min(chunk.len());
+            let (part, rest) = chunk.split_at(missing);
+            self.waiting.extend_from_slice(part);
+            chunk = rest;
+            if first(&self.waiting)?.is_some() {
+                let whole = std::mem::take(&mut self.waiting);
+                self.push(&mut lines, whole.get(LENGTH..).unwrap_or_default())?;
+            }
         }
         Ok(lines)
+    }
+
+    /// How many bytes are still to come of the length, or of the event.
+    fn missing(&mut self) -> Result<usize, Unreadable> {
+        let whole = match self.waiting.first_chunk() {
+            Some(bytes) => LENGTH + length(*bytes)?,
+            None => LENGTH,
+        };
+        self.waiting.reserve_exact(whole - self.waiting.len());
+        Ok(whole - self.waiting.len())
+    }
+
+    fn push(&self, lines: &mut Vec<u8>, event: &[u8]) -> Result<(), Unreadable> {
+        lines.extend(line(event, self.object)?.to_string().into_bytes());
+        lines.push(b'\n');
+        Ok(())
+    }
+}
+
+/// Bytes before each event.
+const LENGTH: usize = 4;
+
+fn length(bytes: [u8; LENGTH]) -> Result<usize, Unreadable> {
+    let length = u32::from_be_bytes(bytes) as usize;
+    match length <= LONGEST {
+        true => Ok(length),
+        false => Err(Unreadable("an event without end")),
+    }
+}
+
+/// The first event, if it is whole, and what comes behind it.
+fn first(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, Unreadable> {
+    match bytes.split_first_chunk() {
+        Some((header, rest)) => Ok(rest.split_at_checked(length(*header)?)),
+        None => Ok(None),
     }
 }
 

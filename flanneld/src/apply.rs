@@ -60,6 +60,9 @@ fn of_our_device(key: &str, value: &str) -> Option<(IfName, Change)> {
     Some((dev.parse().ok()?, change))
 }
 
+/// How many requests are held before they are sent: that of many peers need not be in memory at one time.
+const BATCH: usize = 100;
+
 struct Applying<'a> {
     host: &'a mut Host,
     indexes: HashMap<IfName, u32>,
@@ -139,6 +142,9 @@ impl<'a> Applying<'a> {
             Op::DeleteRoute { key, route } => route::delete(&self.route(key, route)?),
         };
         self.batch.push((op, request));
+        if self.batch.len() == BATCH {
+            self.flush();
+        }
         Ok(())
     }
 
