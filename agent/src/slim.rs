@@ -187,8 +187,11 @@ fn length(bytes: [u8; LENGTH]) -> Result<usize, Unreadable> {
     }
 }
 
-/// The first event, if it is whole, and what comes behind it.
-fn first(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, Unreadable> {
+/// Bytes, and those that come behind them.
+type Split<'a> = (&'a [u8], &'a [u8]);
+
+/// The first event, if it is whole.
+fn first(bytes: &[u8]) -> Result<Option<Split<'_>>, Unreadable> {
     match bytes.split_first_chunk() {
         Some((header, rest)) => Ok(rest.split_at_checked(length(*header)?)),
         None => Ok(None),
