@@ -6,6 +6,7 @@ mod rates;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -14,8 +15,10 @@ use integration::upstream::{self, Module, Program};
 use integration::{Daemon, Lab, Pod, PodSpec, traffic, wait};
 
 const RUNS: usize = 9;
-/// How long a run sends.
-const RUN: Duration = Duration::from_secs(2);
+/// How long a side sends before it is the other's turn, and how often in a run: what else the machine does comes and
+/// goes within seconds.
+const TURN: Duration = Duration::from_millis(100);
+const TURNS: usize = 20;
 const CHUNK: usize = 128 * 1024;
 
 const NET_CONF: &str =
@@ -63,15 +66,23 @@ fn main() -> Result<()> {
         })?;
     }
 
-    let step = progress.step(format!("{RUNS} runs on each side, in turn"));
+    let step = progress.step(format!("{RUNS} runs, in each {TURNS} turns of each side"));
+    let mut flows = Vec::new();
+    for way in &ways {
+        flows.push(Flow::start(&way[0], &way[1])?);
+    }
     let mut rates = [const { Vec::new() }; 2];
     // The first round warms up.
     for round in 0..=RUNS {
-        for (rates, way) in rates.iter_mut().zip(&ways) {
-            let rate = transfer(&way[0], &way[1])?;
-            if round > 0 {
-                rates.push(rate);
+        let mut sums = [(0, Duration::ZERO); 2];
+        for _ in 0..TURNS {
+            for (sum, flow) in sums.iter_mut().zip(&mut flows) {
+                let (bytes, took) = flow.turn()?;
+                *sum = (sum.0 + bytes, sum.1 + took);
             }
+        }
+        for (rates, (bytes, took)) in rates.iter_mut().zip(sums).filter(|_| round > 0) {
+            rates.push(bytes as f64 * 8.0 / took.as_secs_f64() / 1e9);
         }
     }
     step.done();
@@ -83,35 +94,52 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Sends from one pod to the other for a while. Returns what came, in Gbit/s.
-fn transfer(from: &Pod, to: &Pod) -> Result<f64> {
-    let listener = to
-        .netns()
-        .run_in(|| TcpListener::bind(SocketAddr::from((to.ip(), 0))))??;
-    let server = listener.local_addr()?;
-    std::thread::scope(|threads| {
-        let receiver = threads.spawn(move || -> std::io::Result<(u64, Duration)> {
-            let (mut stream, _) = listener.accept()?;
-            let (mut buffer, mut bytes) = (vec![0; CHUNK], 0);
-            let started = Instant::now();
-            loop {
-                match stream.read(&mut buffer)? {
-                    0 => return Ok((bytes, started.elapsed())),
-                    count => bytes += count as u64,
+/// A connection from one pod to another, and what has come of it.
+struct Flow {
+    stream: TcpStream,
+    sent: u64,
+    received: mpsc::Receiver<u64>,
+}
+
+impl Flow {
+    fn start(from: &Pod, to: &Pod) -> Result<Flow> {
+        let listener = to
+            .netns()
+            .run_in(|| TcpListener::bind(SocketAddr::from((to.ip(), 0))))??;
+        let server = listener.local_addr()?;
+        let stream = from.netns().run_in(|| TcpStream::connect(server))??;
+        let (mut incoming, _) = listener.accept()?;
+        let (count, received) = mpsc::channel();
+        // It ends with the connection.
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; CHUNK];
+            while let Ok(bytes @ 1..) = incoming.read(&mut buffer) {
+                if count.send(bytes as u64).is_err() {
+                    return;
                 }
             }
         });
-        let mut stream = from.netns().run_in(|| TcpStream::connect(server))??;
+        let sent = 0;
+        Ok(Flow {
+            stream,
+            sent,
+            received,
+        })
+    }
+
+    /// Sends for a while, and waits until all of it has come. Returns how much that was, and how long it took.
+    fn turn(&mut self) -> Result<(u64, Duration)> {
         let chunk = vec![0; CHUNK];
-        let started = Instant::now();
-        while started.elapsed() < RUN {
-            stream.write_all(&chunk)?;
+        let (mut bytes, started) = (0, Instant::now());
+        while started.elapsed() < TURN {
+            self.stream.write_all(&chunk)?;
+            bytes += CHUNK as u64;
         }
-        drop(stream);
-        let joined = receiver.join();
-        let (bytes, took) = joined
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            .context("receiving")?;
-        Ok(bytes as f64 * 8.0 / took.as_secs_f64() / 1e9)
-    })
+        self.sent += bytes;
+        while self.sent > 0 {
+            let come = self.received.recv_timeout(wait::PATIENCE);
+            self.sent -= come.context("the other pod receives nothing")?;
+        }
+        Ok((bytes, started.elapsed()))
+    }
 }
