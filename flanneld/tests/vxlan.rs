@@ -500,11 +500,8 @@ fn what_was_known_in_an_earlier_life_takes_nothing_away() {
     let mut n2 = live.other("n2").unwrap().clone();
     n2.published.public.v4 = Some("192.0.2.99".to_owned());
     let keys = node.config.annotations.clone();
-    let recalled = || {
-        let own = node.object.clone();
-        flanneld::index::Index::recalled("n1", keys.clone(), own, vec![n2.clone()])
-    };
-    node.index = recalled();
+    let own = node.object.clone();
+    node.index = flanneld::index::Index::recalled("n1", keys, own, vec![n2]);
     let open = || flanneld::host::Host::open(hostnet::sysctl::ROOT.into());
     let before = Snapshot::of(&node.ns);
     node.reconciler = flanneld::reconcile::Reconciler::new(node.ns.run(open).unwrap());
