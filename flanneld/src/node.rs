@@ -1,13 +1,14 @@
 //! Node objects, cut down to what flanneld reads: with a thousand nodes the rest (images, labels, addresses) would be
-//! most of our memory.
+//! most of our memory. The numbers of fields are those of `generated.proto` in k8s.io/api/core/v1.
 
 use std::collections::BTreeMap;
 
-use agent::slim::{Field, Form, METADATA, field};
+use agent::slim::Metadata;
 use hostnet::vocab::{Family, Subnet};
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::Resource;
-use serde::Deserialize;
+use prost::Message;
+use serde::{Deserialize, Serialize};
 
 use crate::ByFamily;
 
@@ -27,63 +28,59 @@ pub struct NodeObject {
 }
 
 /// `spec` of a Node.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct NodeSpec {
     /// The first of the subnets.
-    #[serde(default, rename = "podCIDR")]
+    #[prost(string, optional, tag = "1")]
+    #[serde(default, rename = "podCIDR", skip_serializing_if = "Option::is_none")]
     pub pod_cidr: Option<String>,
     /// The subnets: at most one of each family.
+    #[prost(string, repeated, tag = "7")]
     #[serde(default, rename = "podCIDRs")]
     pub pod_cidrs: Vec<String>,
 }
 
 /// `status` of a Node.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// The conditions.
+    #[prost(message, repeated, tag = "4")]
     #[serde(default)]
     pub conditions: Vec<Condition>,
 }
 
 /// A condition of a Node.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct Condition {
     /// What it is about, e.g. `NetworkUnavailable`.
+    #[prost(string, tag = "1")]
     #[serde(default, rename = "type")]
     pub kind: String,
     /// `True`, `False` or `Unknown`.
+    #[prost(string, tag = "2")]
     #[serde(default)]
     pub status: String,
     /// Why, in one word.
+    #[prost(string, tag = "5")]
     #[serde(default)]
     pub reason: String,
 }
 
-/// What of a Node is read, as numbered in `generated.proto` of k8s.io/api/core/v1.
-pub const FIELDS: &[Field] = &[
-    field(1, "metadata", Form::Message(METADATA)),
-    field(
-        2,
-        "spec",
-        Form::Message(&[
-            field(1, "podCIDR", Form::Text),
-            field(7, "podCIDRs", Form::Texts),
-        ]),
-    ),
-    field(
-        3,
-        "status",
-        Form::Message(&[field(
-            4,
-            "conditions",
-            Form::Messages(&[
-                field(1, "type", Form::Text),
-                field(2, "status", Form::Text),
-                field(5, "reason", Form::Text),
-            ]),
-        )]),
-    ),
-];
+/// A Node where the API server speaks protobuf: the same fields.
+#[derive(Clone, PartialEq, Message, Serialize)]
+pub struct NodeMessage {
+    /// Name, UID, annotations, age.
+    #[prost(message, optional, tag = "1")]
+    pub metadata: Option<Metadata>,
+    /// The subnets.
+    #[prost(message, optional, tag = "2")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spec: Option<NodeSpec>,
+    /// The conditions.
+    #[prost(message, optional, tag = "3")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<NodeStatus>,
+}
 
 impl NodeObject {
     /// `metadata.name`.

@@ -43,7 +43,7 @@ use crate::{
     host::{Host, sysctl_root},
     index::{Index, LEASES},
     metrics::Counts,
-    node::{self, NodeObject},
+    node::{NodeMessage, NodeObject},
     notices,
     peers::Skipped,
     place::announcement,
@@ -193,7 +193,7 @@ impl Loop {
             fields: None,
         };
         let namespace = self.config.lease_namespace.clone();
-        let slim_nodes = Api::all(slim::client(client.clone(), node::FIELDS));
+        let slim_nodes = Api::all(slim::client::<NodeMessage>(client.clone()));
         let mut nodes = std::pin::pin!(deltas(slim_nodes, &Selector::default()));
         let mut leases = std::pin::pin!(deltas(Api::namespaced(client, &namespace), &leases));
         let mut pacer = Pacer::new(PACE);
