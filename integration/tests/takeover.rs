@@ -225,16 +225,15 @@ fn there_and_back(theirs: &str, ours: &str) {
     }
 }
 
-/// Whether kube-proxy has made its rules, as it says itself.
+/// Whether kube-proxy has made its rules, as it says itself. It makes those of each family apart.
 fn node_is_served(node: &Node) -> bool {
     let server = SocketAddr::from(([127, 0, 0, 1], 10_249));
     let metrics = integration::http::get(node.machine().netns(), server, "/metrics");
     metrics.is_ok_and(|answer| {
         let lines = answer.body.lines();
         let mut counts = lines.filter_map(|line| {
-            let rest =
-                line.strip_prefix("kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=")?;
-            rest.rsplit(' ').next()?.parse::<f64>().ok()
+            let made = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"}";
+            line.strip_prefix(made)?.trim().parse::<f64>().ok()
         });
         counts.any(|at| at > 0.0)
     })
