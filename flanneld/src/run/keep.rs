@@ -3,6 +3,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use hostnet::memory;
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep_until},
@@ -88,12 +89,17 @@ impl Keeper {
         }
         self.is_stale = false;
         let (config, uid) = (Arc::clone(config), uid.to_owned());
-        let write = move || match recall::keep(&path, &config, &uid, &state) {
-            Ok(()) => tracing::debug!(file = %path.display(), "what is known is kept"),
-            Err(error) => tracing::warn!(
-                error = agent::chain(&error),
-                "what is known cannot be kept for a start without the API server (--snapshot-file)"
-            ),
+        let write = move || {
+            let written = recall::keep(&path, &config, &uid, &state);
+            drop(state);
+            memory::release();
+            match written {
+                Ok(()) => tracing::debug!(file = %path.display(), "what is known is kept"),
+                Err(error) => tracing::warn!(
+                    error = agent::chain(&error),
+                    "what is known cannot be kept for a start without the API server (--snapshot-file)"
+                ),
+            }
         };
         if last {
             write();

@@ -26,6 +26,7 @@ use agent::{
     watch::{Delta, Selector, deltas},
 };
 use futures::StreamExt;
+use hostnet::memory;
 use hostnet::vocab::{Family, Subnet, names};
 use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
 use kube::{Api, Client};
@@ -351,7 +352,12 @@ impl Loop {
     /// Runs one pass. Returns whether it reached what is desired.
     fn pass(&mut self, pass: Pass) -> bool {
         let pods_are_well = self.mend_pods(pass);
-        self.network(pass) && pods_are_well
+        let network_is_well = self.network(pass);
+        if pass == Pass::Full {
+            // All that the kernel has was in it twice.
+            memory::release();
+        }
+        network_is_well && pods_are_well
     }
 
     /// Puts back what pods rely on, if there is reason to look. Returns whether that is there.
