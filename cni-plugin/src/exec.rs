@@ -160,8 +160,8 @@ impl<'a> Executor<'a> {
                 self.set_port(veth, *port, *only)?;
                 if !vlans.is_empty() {
                     let found = self.host.link(veth)?.ok_or_else(|| gone(veth))?;
-                    let present = self.host.port_vlans(found.index)?;
-                    all(self.host, &vlans.requests(found.index, &present))?;
+                    let requests = vlans.outstanding(self.host, found.index)?;
+                    all(self.host, &requests)?;
                 }
                 if *wait { self.await_port(veth) } else { Ok(()) }
             }
@@ -537,10 +537,7 @@ pub(crate) fn ensure_gateway(
     if !link.up {
         requests.push(link::change(link.index, &UP));
     }
-    requests.extend(
-        spec.vlans
-            .requests(port.index, &rtnl.port_vlans(port.index)?),
-    );
+    requests.extend(spec.vlans.outstanding(rtnl, port.index)?);
     done.extend(requests.iter().map(|request| request.what().to_owned()));
     all(rtnl, &requests)?;
     Ok(link)

@@ -312,8 +312,7 @@ fn mend_bridge(
         if !vlans.is_empty()
             && let Some(veth) = rtnl.link(veth)?
         {
-            let present = rtnl.port_vlans(veth.index)?;
-            let requests = vlans.requests(veth.index, &present);
+            let requests = vlans.outstanding(rtnl, veth.index)?;
             errors.extend(apply_all(rtnl, &requests, &mut done));
         }
     }

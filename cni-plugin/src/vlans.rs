@@ -3,8 +3,8 @@
 
 use std::ops::RangeInclusive;
 
-use hostnet::netlink::Request;
 use hostnet::netlink::link::{self, PortVlans};
+use hostnet::netlink::{self, Request, Rtnl};
 use hostnet::vocab::{IfName, IfNameError};
 use serde::{Deserialize, Serialize};
 
@@ -49,12 +49,19 @@ impl Vlans {
         }
     }
 
-    /// What has to be done for a port to have these, by its index and what passes it now. Empty if
-    /// it has.
-    pub fn requests(&self, port: u32, present: &[PortVlans]) -> Vec<Request> {
+    /// What has to be done for a port to have these, by its index. Empty if it has; one that is as
+    /// any other is not looked at.
+    ///
+    /// # Errors
+    /// The kernel does not tell what passes the port.
+    pub fn outstanding(&self, rtnl: &mut Rtnl, port: u32) -> netlink::Result<Vec<Request>> {
         if self.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
+        Ok(self.requests(port, &rtnl.port_vlans(port)?))
+    }
+
+    fn requests(&self, port: u32, present: &[PortVlans]) -> Vec<Request> {
         let access = self.access.map(PortVlans::access);
         let tagged = |ids: RangeInclusive<u16>| PortVlans {
             ids,

@@ -496,7 +496,7 @@ mod tests {
             &ips(&["10.9.0.5"]),
             &Observed::default(),
         );
-        let mac = plan_name_mac();
+        let mac = plan_bridge_mac();
         assert_eq!(
             steps.unwrap(),
             [
@@ -519,7 +519,7 @@ mod tests {
     }
 
     /// With a gateway there is its MAC, also where the bridge does not have its address.
-    fn plan_name_mac() -> Mac {
+    fn plan_bridge_mac() -> Mac {
         Mac::for_ip("10.9.0.1".parse().unwrap())
     }
 }

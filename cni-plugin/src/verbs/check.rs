@@ -99,11 +99,7 @@ fn node_side(host: &mut Rtnl, record: &Record, wrong: &mut Vec<String>) -> Resul
         if bridge.is_some_and(|bridge| veth.master != Some(bridge.index)) {
             wrong.push(format!("{} is not on {}", record.veth, record.bridge));
         }
-        let vlans = match record.vlans.is_empty() {
-            true => Vec::new(),
-            false => host.port_vlans(veth.index)?,
-        };
-        let missing = record.vlans.requests(veth.index, &vlans);
+        let missing = record.vlans.outstanding(host, veth.index)?;
         wrong.extend(
             missing
                 .iter()
