@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::control_plane::{self, ControlPlane};
 use crate::http;
-use crate::machine::root::BINARIES;
+use crate::machine::root::{ASSETS, BINARIES};
 use crate::machine::{ADMIN_CONF, Machine};
 use crate::progress::Progress;
 use crate::underlay::{self, Seat};
@@ -81,6 +81,27 @@ impl Node {
     /// Its machine.
     pub fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    /// The command line of a proxy of this node, ours or kube-proxy, that a test runs beside or in place of the other.
+    pub fn proxy_argv(&self, program: &str, mode: &str) -> Vec<String> {
+        let is_ours = program == Daemon::Proxy.name();
+        let folder = if is_ours { BINARIES } else { ASSETS };
+        let mut argv = vec![
+            format!("{folder}/{program}"),
+            format!("--proxy-mode={mode}"),
+            format!("--kubeconfig={ADMIN_CONF}"),
+            format!("--hostname-override={}", self.name()),
+            "--cluster-cidr=10.244.0.0/16".to_owned(),
+            "--conntrack-max-per-core=0".to_owned(),
+            "--conntrack-min=0".to_owned(),
+        ];
+        if !is_ours {
+            // These switches are the machine's, not the node's.
+            argv.push("--conntrack-tcp-timeout-established=0".to_owned());
+            argv.push("--conntrack-tcp-timeout-close-wait=0".to_owned());
+        }
+        argv
     }
 
     /// Its name, as machine and as Node object.

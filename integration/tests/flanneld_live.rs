@@ -116,6 +116,22 @@ fn configure(node: &Node, text: &str) {
     machine.run(&format!("mv {CONF}.new {CONF}")).unwrap();
 }
 
+/// Runs a command on a node that harms it, and waits until its state is `whole` again.
+fn harm_is_mended(node: &Node, harm: &str, whole: &str, state: impl Fn() -> String) {
+    node.machine().run(harm).unwrap();
+    let start = Instant::now();
+    let mut now = String::new();
+    wait::until(harm, wait::PATIENCE, || {
+        now = state();
+        Ok(wait::holds(now == whole, "it is not as it was"))
+    })
+    .unwrap_or_else(|error| {
+        let log = node.log(Daemon::Flanneld);
+        panic!("{error:#}\n{now}\nis not\n{whole}\n{log}")
+    });
+    eprintln!("{harm}: mended after {:.0?}", start.elapsed());
+}
+
 fn wait_until(what: &str, node: &Node, mut holds: impl FnMut() -> bool) {
     wait::until(what, wait::PATIENCE, || Ok(wait::holds(holds(), "not yet")))
         .unwrap_or_else(|error| panic!("{error:#}\n{}", node.log(Daemon::Flanneld)));
@@ -678,20 +694,7 @@ fn what_the_plugin_made_for_pods_is_mended_too() {
         &format!("ip link set {veth} nomaster"),
         &format!("bridge link set dev {veth} hairpin off"),
     ] {
-        machine.run(line).unwrap();
-        let start = Instant::now();
-        let mut now = String::new();
-        wait::until(line, wait::PATIENCE, || {
-            now = state();
-            Ok(wait::holds(now == whole, "it is not as it was"))
-        })
-        .unwrap_or_else(|error| {
-            panic!(
-                "{error:#}\n{now}\nis not\n{whole}\n{}",
-                node.log(Daemon::Flanneld)
-            )
-        });
-        eprintln!("{line}: mended after {:.0?}", start.elapsed());
+        harm_is_mended(node, line, &whole, state);
         let answer = ask("outside", lab.outside().netns(), Transport::Tcp, host_port);
         assert_eq!(answer.server, pods[0].name(), "{line}");
     }
@@ -753,18 +756,7 @@ fn shaping_that_is_taken_away_comes_back_from_the_records() {
         &format!("ip link set {ifb} down"),
         &format!("ip link del {ifb}"),
     ] {
-        machine.run(line).unwrap();
-        let start = Instant::now();
-        let mut now = String::new();
-        wait::until(line, wait::PATIENCE, || {
-            now = state();
-            Ok(wait::holds(now == whole, "it is not as it was"))
-        })
-        .unwrap_or_else(|error| {
-            let log = node.log(Daemon::Flanneld);
-            panic!("{error:#}\n{now}\nis not\n{whole}\n{log}")
-        });
-        eprintln!("{line}: mended after {:.0?}", start.elapsed());
+        harm_is_mended(node, line, &whole, state);
     }
     lab.delete_pod(pod).unwrap();
 }

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 
 use integration::lab::Lab;
-use integration::machine::ADMIN_CONF;
 use integration::objects::{self, Endpoint};
 use integration::traffic::{self, Transport};
 use integration::{Node, wait};
@@ -59,18 +58,9 @@ fn start(node: &Node, flags: &[&str]) {
 
 /// By a command in front.
 fn start_by(node: &Node, command: &[&str], flags: &[&str]) {
-    let kubeconfig = format!("--kubeconfig={ADMIN_CONF}");
-    let name = format!("--hostname-override={}", node.name());
+    let own = node.proxy_argv(TWILL_PROXY, "iptables");
     let mut argv = command.to_vec();
-    argv.extend([
-        "/opt/twill/twill-proxy",
-        "--proxy-mode=iptables",
-        &kubeconfig,
-        &name,
-        "--cluster-cidr=10.244.0.0/16",
-        "--conntrack-max-per-core=0",
-        "--conntrack-min=0",
-    ]);
+    argv.extend(own.iter().map(String::as_str));
     argv.extend(flags);
     node.machine().spawn(TWILL_PROXY, &argv, &[]).unwrap();
 }

@@ -7,8 +7,7 @@ use std::thread::scope;
 
 use integration::Node;
 use integration::lab::Lab;
-use integration::machine::ADMIN_CONF;
-use integration::machine::root::{ASSETS, BINARIES};
+use integration::machine::root::BINARIES;
 use integration::objects::{self, Endpoint};
 use integration::traffic::{self, Stream, Transport};
 use integration::upstream::Program;
@@ -60,25 +59,7 @@ fn lab() -> Lab {
 }
 
 fn start(node: &Node, program: &str, mode: &str) {
-    let folder = if program == KUBE_PROXY {
-        ASSETS
-    } else {
-        BINARIES
-    };
-    let mut argv = vec![
-        format!("{folder}/{program}"),
-        format!("--proxy-mode={mode}"),
-        format!("--kubeconfig={ADMIN_CONF}"),
-        format!("--hostname-override={}", node.name()),
-        "--cluster-cidr=10.244.0.0/16".to_owned(),
-        "--conntrack-max-per-core=0".to_owned(),
-        "--conntrack-min=0".to_owned(),
-    ];
-    if program == KUBE_PROXY {
-        // These switches are the machine's, not the node's.
-        argv.push("--conntrack-tcp-timeout-established=0".to_owned());
-        argv.push("--conntrack-tcp-timeout-close-wait=0".to_owned());
-    }
+    let argv = node.proxy_argv(program, mode);
     let argv: Vec<_> = argv.iter().map(String::as_str).collect();
     node.machine().spawn(program, &argv, &[]).unwrap();
 }

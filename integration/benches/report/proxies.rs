@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use hostnet::netns::NetNs;
 use integration::lab::Lab;
-use integration::machine::ADMIN_CONF;
-use integration::machine::root::{ASSETS, BINARIES};
 use integration::progress::Progress;
 use integration::underlay::Seat;
 use integration::upstream::Program;
@@ -83,42 +81,16 @@ pub(crate) struct Side<'a> {
 impl<'a> Side<'a> {
     /// `twill-proxy` in this mode.
     pub(crate) fn twill(lab: &'a Lab, mode: &str, own: &[&str]) -> Result<Side<'a>> {
-        Side::new(
-            lab.node("twill")?,
-            Daemon::Proxy.name(),
-            BINARIES,
-            mode,
-            own,
-        )
+        Side::new(lab.node("twill")?, Daemon::Proxy.name(), mode, own)
     }
 
     /// kube-proxy in this mode.
     pub(crate) fn kube_proxy(lab: &'a Lab, mode: &str) -> Result<Side<'a>> {
-        // These switches are the machine's, not the node's.
-        let own = [
-            "--conntrack-tcp-timeout-established=0",
-            "--conntrack-tcp-timeout-close-wait=0",
-        ];
-        let node = lab.node("reference")?;
-        Side::new(node, Program::KubeProxy.name(), ASSETS, mode, &own)
+        Side::new(lab.node("reference")?, Program::KubeProxy.name(), mode, &[])
     }
 
-    fn new(
-        node: &'a Node,
-        name: &'static str,
-        folder: &str,
-        mode: &str,
-        own: &[&str],
-    ) -> Result<Side<'a>> {
-        let mut argv = vec![
-            format!("{folder}/{name}"),
-            format!("--proxy-mode={mode}"),
-            format!("--kubeconfig={ADMIN_CONF}"),
-            format!("--hostname-override={}", node.name()),
-            "--cluster-cidr=10.244.0.0/16".to_owned(),
-            "--conntrack-max-per-core=0".to_owned(),
-            "--conntrack-min=0".to_owned(),
-        ];
+    fn new(node: &'a Node, name: &'static str, mode: &str, own: &[&str]) -> Result<Side<'a>> {
+        let mut argv = node.proxy_argv(name, mode);
         argv.extend(own.iter().map(|&flag| flag.to_owned()));
         Ok(Side {
             name,

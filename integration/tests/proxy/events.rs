@@ -65,22 +65,13 @@ fn what_cannot_be_had_is_an_event_and_had_once_it_is_free() {
     );
     one.machine().write("/tmp/host-port", &host_port).unwrap();
     one.machine().run("nft -f /tmp/host-port").unwrap();
-    let object = lab
-        .api()
-        .apply(&json!({
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"name": "web", "namespace": "default"},
-            "spec": {
-                "type": "LoadBalancer",
-                "externalTrafficPolicy": "Local",
-                "healthCheckNodePort": check,
-                "ports": [{"port": 80, "targetPort": TARGET, "nodePort": NODE_PORT}],
-            },
-        }))
-        .unwrap();
-    let service: Service = serde_json::from_value(serde_json::to_value(object).unwrap()).unwrap();
-    set_endpoints(&lab, &service, &["one"]);
+    let spec = json!({
+        "type": "LoadBalancer",
+        "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": check,
+        "ports": [{"port": 80, "targetPort": TARGET, "nodePort": NODE_PORT}],
+    });
+    let service = web_with(&lab, &spec, &["one"]);
     let uid = service.metadata.uid.unwrap();
     // It is said of the Service by its name, as kube-proxy does.
     let note = wait::until("Event about the health check", wait::PATIENCE, || {

@@ -19,7 +19,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::Event;
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Where the servers listen.
 const TARGET: u16 = 8080;
@@ -49,16 +49,22 @@ fn lab() -> Lab {
 
 /// The Service `default/web`: TCP and UDP 80 at its cluster IP and, by number, at the nodes.
 fn web(lab: &Lab, endpoints: &[&str]) -> Service {
+    let spec = json!({"type": "NodePort", "ports": [
+        {"name": "t", "protocol": "TCP", "port": 80, "targetPort": TARGET, "nodePort": NODE_PORT},
+        {"name": "u", "protocol": "UDP", "port": 80, "targetPort": TARGET, "nodePort": NODE_PORT},
+    ]});
+    web_with(lab, &spec, endpoints)
+}
+
+/// The Service `default/web` of this specification.
+fn web_with(lab: &Lab, spec: &Value, endpoints: &[&str]) -> Service {
     let object = lab
         .api()
         .apply(&json!({
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"name": "web", "namespace": "default"},
-            "spec": {"type": "NodePort", "ports": [
-                {"name": "t", "protocol": "TCP", "port": 80, "targetPort": TARGET, "nodePort": NODE_PORT},
-                {"name": "u", "protocol": "UDP", "port": 80, "targetPort": TARGET, "nodePort": NODE_PORT},
-            ]},
+            "spec": spec,
         }))
         .unwrap();
     let service: Service = serde_json::from_value(serde_json::to_value(object).unwrap()).unwrap();
