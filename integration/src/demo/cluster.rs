@@ -1,11 +1,15 @@
 //! The example's objects, with its names, addresses and ports.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use anyhow::{Context, Result};
 use hostnet::vocab::names::CNI_NETWORK;
 use serde_json::{Value, json};
 
 use crate::lab::{Builder, Lab, Pod};
 use crate::objects::PodSpec;
+use crate::traffic::{self, Transport};
+use crate::wait::{PATIENCE, holds, until};
 
 pub(super) const MASTER: &str = "k8s-master";
 pub(super) const NODE_1: &str = "k8s-node-1";
@@ -20,6 +24,9 @@ pub(super) const POD_PORT: u16 = 8080;
 pub(super) const CLUSTER_IP: &str = "10.106.183.112";
 pub(super) const SERVICE_PORT: u16 = 4000;
 pub(super) const NODE_PORT: u16 = 30001;
+
+const TILLER_IP: Ipv4Addr = Ipv4Addr::new(10, 108, 160, 127);
+const TILLER_PORT: u16 = 44134;
 
 /// The nodes and their pod subnets.
 pub(super) const NODES: [(&str, &str); 3] = [
@@ -38,7 +45,7 @@ pub(super) const SERVICE_PORTS: [(&str, &str, &str, u16); 6] = [
         "kube-system/tiller-deploy:tiller",
         "tcp",
         "10.108.160.127",
-        44134,
+        TILLER_PORT,
     ),
     (
         "default/hello-world-service",
@@ -87,18 +94,38 @@ impl Cluster {
         let tiller = PodSpec::new("tiller-deploy-6d9f596465-8lw2n", NODE_1)
             .namespace("kube-system")
             .label("name", "tiller")
-            .ports(&[44134]);
+            .ports(&[TILLER_PORT]);
         let tiller = lab.run_pod(tiller)?;
 
         lab.expose(&hello_world_service(), &[&hello])?;
         lab.expose(&kube_dns(), &[&dns])?;
         lab.expose(&tiller_deploy(), &[&tiller])?;
+        served(lab, &tiller)?;
         Ok(Cluster {
             hello,
             neighbour,
             dns,
         })
     }
+}
+
+/// Waits until every node serves the Service that was written last, and with it, since watches
+/// keep the order of what was written, all others.
+fn served(lab: &Lab, tiller: &Pod) -> Result<()> {
+    let address = SocketAddr::from((TILLER_IP, TILLER_PORT));
+    for node in lab.nodes() {
+        until(
+            &format!("tiller-deploy on {}", node.name()),
+            PATIENCE,
+            || {
+                let greeting = traffic::ask(node.machine().netns(), Transport::Tcp, address);
+                Ok(greeting.and_then(|greeting| {
+                    holds(greeting.server == tiller.name(), "another pod answered")
+                }))
+            },
+        )?;
+    }
+    Ok(())
 }
 
 fn deployment() -> Value {
@@ -164,9 +191,9 @@ fn tiller_deploy() -> Value {
         "kind": "Service",
         "metadata": {"name": "tiller-deploy", "namespace": "kube-system"},
         "spec": {
-            "clusterIP": "10.108.160.127",
+            "clusterIP": TILLER_IP,
             "selector": {"name": "tiller"},
-            "ports": [{"name": "tiller", "protocol": "TCP", "port": 44134, "targetPort": 44134}],
+            "ports": [{"name": "tiller", "protocol": "TCP", "port": TILLER_PORT, "targetPort": TILLER_PORT}],
         },
     })
 }
