@@ -82,10 +82,11 @@ fn directives(v: u8, modules: &[&str]) -> String {
         4..=5 => "debug",
         _ => "trace",
     };
+    // What ails a watch is told by `agent::watch`, in words for people.
     ["agent", "hostnet"]
         .iter()
         .chain(modules)
-        .fold(String::from("warn"), |filter, module| {
+        .fold(String::from("warn,kube_runtime=error"), |filter, module| {
             filter + "," + module + "=" + level
         })
 }
@@ -105,13 +106,16 @@ mod tests {
     fn verbosity_follows_klog() {
         assert_eq!(
             directives(0, &["flanneld"]),
-            "warn,agent=info,hostnet=info,flanneld=info"
+            "warn,kube_runtime=error,agent=info,hostnet=info,flanneld=info"
         );
         assert_eq!(
             directives(4, &["proxy"]),
-            "warn,agent=debug,hostnet=debug,proxy=debug"
+            "warn,kube_runtime=error,agent=debug,hostnet=debug,proxy=debug"
         );
-        assert_eq!(directives(9, &[]), "warn,agent=trace,hostnet=trace");
+        assert_eq!(
+            directives(9, &[]),
+            "warn,kube_runtime=error,agent=trace,hostnet=trace"
+        );
     }
 
     #[test]

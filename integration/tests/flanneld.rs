@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use integration::testing::{NODES, ask, lab, pod};
 use integration::traffic::{Stream, Transport};
 use integration::{Daemon, Node, wait};
+use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Node as NodeObject;
+use k8s_openapi::api::core::v1::{Node as NodeObject, ServiceAccount};
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 const PREFIX: &str = "flannel.alpha.coreos.com";
@@ -387,6 +388,115 @@ fn a_start_that_cannot_work_says_why_in_one_line() {
             assert!(complaint.contains(word), "{word} in {complaint}");
         }
     }
+}
+
+/// The authority of another cluster.
+const OTHER_CA: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBljCCATugAwIBAgIUDTFSw8pUnXNb/Aorg93h66y7TsYwCgYIKoZIzj0EAwIw
+HzEdMBsGA1UEAwwUYW5vdGhlciBjbHVzdGVyJ3MgQ0EwIBcNMjYxMTI4MjIxNTM1
+WhgPMjEyNjExMDQyMjE1MzVaMB8xHTAbBgNVBAMMFGFub3RoZXIgY2x1c3Rlcidz
+IENBMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE9tBpVZQ3+4I5Qm6NeZr+SuYm
+bWh9NP44KFkzm15uDjcEhV0nrPLKIVFWWLA6rrPgYgYTiKeUpB9vwOYmNaiRHKNT
+MFEwHQYDVR0OBBYEFKwNS6nwvSJ9cVPiQyaIoHYkTwtDMB8GA1UdIwQYMBaAFKwN
+S6nwvSJ9cVPiQyaIoHYkTwtDMA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0EAwID
+SQAwRgIhAP/NWXaRp4PIiD0YW/uaHEy8XkHKv1TIhoaeJuL0YoBsAiEAyFu7SX2f
+052wZK8UyQVfgkLCQif0Dj42O+HZcOxNDaA=
+-----END CERTIFICATE-----
+";
+
+/// A ServiceAccount that may do nothing, and its token.
+fn powerless() -> String {
+    let (namespace, name) = ("kube-system", "powerless");
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": name, "namespace": namespace}});
+    lab().api().apply(&account).unwrap();
+    let answer = lab().api().call(async move |client| {
+        let api = Api::<ServiceAccount>::namespaced(client, namespace);
+        let request = TokenRequest::default();
+        api.create_token_request(name, &PostParams::default(), &request)
+            .await
+    });
+    answer.unwrap().status.unwrap().token
+}
+
+/// Lets the powerless do what flanneld may.
+fn empower() {
+    for (kind, role) in [
+        ("ClusterRoleBinding", "ClusterRole"),
+        ("RoleBinding", "Role"),
+    ] {
+        let mut metadata = json!({"name": "powerless"});
+        if kind == "RoleBinding" {
+            metadata["namespace"] = "kube-system".into();
+        }
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": metadata,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": "twill:flanneld"},
+            "subjects": [{"kind": "ServiceAccount", "name": "powerless", "namespace": "kube-system"}],
+        });
+        lab().api().apply(&binding).unwrap();
+    }
+}
+
+#[test]
+fn what_the_api_server_refuses_is_told_apart_and_heals_without_a_restart() {
+    let _turn = in_turn();
+    let node = node(NODES[2]);
+    let whole = pod_network(node);
+    let file = "/var/lib/twill/api.conf";
+    let admin: Value = serde_json::from_str(
+        &node
+            .machine()
+            .run("cat /etc/kubernetes/admin.conf")
+            .unwrap(),
+    )
+    .unwrap();
+    let write = |config: &Value| node.machine().write(file, &config.to_string()).unwrap();
+    let start = |further: &[&str], words: &[&str]| {
+        node.stop(Daemon::Flanneld, nix::sys::signal::Signal::SIGTERM)
+            .unwrap();
+        let known = node.log(Daemon::Flanneld).len();
+        node.start_with(Daemon::Flanneld, further).unwrap();
+        wait_until(&format!("{words:?}"), node, || {
+            let log = node.log(Daemon::Flanneld);
+            log[known..]
+                .lines()
+                .any(|line| words.iter().all(|word| line.contains(word)))
+        });
+        assert_eq!(pod_network(node), whole, "{words:?}: the kernel stays");
+    };
+    let other = format!("--kubeconfig-file={file}");
+    let mut config = admin.clone();
+
+    let ca = data_encoding::BASE64.encode(OTHER_CA.as_bytes());
+    config["clusters"][0]["cluster"]["certificate-authority-data"] = ca.into();
+    write(&config);
+    start(&[&other], &["certificate is not trusted"]);
+    // The file is put right: it is followed.
+    write(&admin);
+    node.wait_ready(Daemon::Flanneld).unwrap();
+
+    config = admin.clone();
+    config["users"][0]["user"]["token"] = "nobodys".into();
+    write(&config);
+    start(&[&other], &["does not accept our token", "ServiceAccount"]);
+
+    config["users"][0]["user"]["token"] = powerless().into();
+    write(&config);
+    start(
+        &[&other],
+        &["missing permission", "cannot", "nodes", "RBAC"],
+    );
+    empower();
+    node.wait_ready(Daemon::Flanneld).unwrap();
+
+    start(&["--node-name=nobody"], &["no Node nobody", "NODE_NAME"]);
+    node.stop(Daemon::Flanneld, nix::sys::signal::Signal::SIGTERM)
+        .unwrap();
+    node.start(Daemon::Flanneld).unwrap();
+    node.wait_ready(Daemon::Flanneld).unwrap();
+    assert_eq!(pod_network(node), whole);
 }
 
 #[test]
