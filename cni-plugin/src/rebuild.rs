@@ -214,7 +214,7 @@ fn mend_table(nft: &mut Nft, family: Family, records: &Records) -> Result<Vec<St
         if observed.table.is_none() && is_empty {
             return Ok(Vec::new());
         }
-        let changes = diff(observed.table.as_ref(), &desired);
+        let changes = diff(observed.table.as_ref(), desired);
         match nft.apply_at(observed.generation, &changes) {
             Ok(()) if changes.is_empty() => return Ok(Vec::new()),
             Ok(()) => {

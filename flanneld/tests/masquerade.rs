@@ -97,7 +97,7 @@ impl Star {
         let mut nft = self.node.run(Nft::open).unwrap();
         nft.converge(&table).unwrap();
         let again = nft.observe(&table.id).unwrap();
-        assert!(diff(again.table.as_ref(), &table).is_empty());
+        assert!(diff(again.table.as_ref(), table.clone()).is_empty());
     }
 
     fn host(&self, name: &str) -> &Host {

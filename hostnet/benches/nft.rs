@@ -53,13 +53,13 @@ fn space() -> (NetNs, Nft) {
 /// With the table in it.
 fn loaded(services: u32) -> (NetNs, Nft) {
     let (ns, mut nft) = space();
-    nft.apply(&diff(None, &table(services))).unwrap();
+    nft.apply(&diff(None, table(services))).unwrap();
     (ns, nft)
 }
 
 #[divan::bench(args = SIZES, sample_count = 20)]
 fn load(bencher: Bencher, services: u32) {
-    let changes = diff(None, &table(services));
+    let changes = diff(None, table(services));
     bencher
         .with_inputs(space)
         .bench_local_refs(|(_, nft)| nft.apply(&changes).unwrap());
@@ -67,7 +67,7 @@ fn load(bencher: Bencher, services: u32) {
 
 #[divan::bench(args = SIZES, sample_count = 5)]
 fn load_by_the_nft_program(bencher: Bencher, services: u32) {
-    let script = diff(None, &table(services)).to_string();
+    let script = diff(None, table(services)).to_string();
     bencher.with_inputs(space).bench_local_refs(|(ns, _)| {
         let mut child = ns
             .run_in(|| {

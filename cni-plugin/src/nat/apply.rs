@@ -62,7 +62,7 @@ pub fn publish(
                     desired
                 }
             };
-            Ok(nft.apply(&diff(observed.as_ref(), &desired))?)
+            Ok(nft.apply(&diff(observed.as_ref(), desired))?)
         })?;
     }
     Ok(())

@@ -390,7 +390,7 @@ mod tests {
 
     fn added(family: Family, records: &[Record]) -> Vec<String> {
         let empty = layout(family);
-        let changes = diff(Some(&empty), &table(family, records));
+        let changes = diff(Some(&empty), table(family, records));
         changes.to_string().lines().map(str::to_owned).collect()
     }
 
@@ -475,9 +475,9 @@ mod tests {
     fn a_table_is_reached_from_nothing() {
         for family in Family::ALL {
             let desired = table(family, [&dual(with_ports("c1", PORTS))]);
-            let changes = diff(None, &desired);
+            let changes = diff(None, desired.clone());
             assert_eq!(model::replay(None, &changes), Ok(Some(desired.clone())));
-            assert!(diff(Some(&desired), &desired).is_empty());
+            assert!(diff(Some(&desired), desired.clone()).is_empty());
         }
     }
 }

@@ -131,7 +131,7 @@ fn rules(record: &Record, wrong: &mut Vec<String>) -> Result<(), CniError> {
         match nft.observe(&id)?.table {
             None => wrong.push(format!("the table {id} is gone")),
             Some(found) => {
-                let missing = diff(Some(&found), &nat::with_attachment(&found, family, record));
+                let missing = diff(Some(&found), nat::with_attachment(&found, family, record));
                 let lines = missing.to_string();
                 wrong.extend(lines.lines().map(|line| format!("missing: {line}")));
             }

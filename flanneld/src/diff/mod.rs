@@ -96,7 +96,7 @@ pub fn diff(observed: &State, desired: &State) -> Vec<Op> {
         }
     }
     for (id, want) in &desired.tables {
-        let changes = nft::diff(observed.tables.get(id), want);
+        let changes = nft::diff(observed.tables.get(id), want.clone());
         if !changes.is_empty() {
             plan.tables.push(Op::ChangeTable(changes));
         }

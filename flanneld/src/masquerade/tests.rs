@@ -7,7 +7,7 @@ use crate::fixture::{own, subnet};
 const RANDOM: Masquerade = Masquerade { fully_random: true };
 
 fn listing(table: &Table) -> String {
-    nft::diff(None, table).to_string()
+    nft::diff(None, table.clone()).to_string()
 }
 
 #[test]

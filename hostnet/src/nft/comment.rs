@@ -1,6 +1,7 @@
 //! Comments, as `nft list` shows them beside tables, chains, sets, rules and elements.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// `NFTNL_UDATA_COMMENT_MAXLEN`: nft refuses to load a longer one.
 const MAX_LEN: usize = 128;
@@ -10,7 +11,7 @@ const MAX_LEN: usize = 128;
 /// A text of more than 128 bytes is cut, and ends in `~` and eight digits of a hash of the whole, so that
 /// two long texts stay apart. Quotes, which nft cannot escape, and control characters become `?`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Comment(Box<str>);
+pub struct Comment(Arc<str>);
 
 impl Comment {
     /// Makes a comment of any text.

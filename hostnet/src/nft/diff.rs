@@ -99,11 +99,11 @@ impl fmt::Display for Changes {
 ///
 /// Where a set, a chain's hook or a comment of either is declared differently, or there is something in
 /// the table that is no part of the model, the table is replaced as a whole, in the same single transaction.
-pub fn diff(observed: Option<&Table>, desired: &Table) -> Changes {
+pub fn diff(observed: Option<&Table>, desired: Table) -> Changes {
     let mut changes = Changes::new(desired.id.clone());
     let ops = &mut changes.ops;
     match observed {
-        Some(observed) if is_declared_alike(observed, desired) => update(ops, observed, desired),
+        Some(observed) if is_declared_alike(observed, &desired) => update(ops, observed, desired),
         Some(_) => {
             ops.push(Op::DeleteTable);
             create(ops, desired);
@@ -130,91 +130,94 @@ fn is_declared_alike(observed: &Table, desired: &Table) -> bool {
     !observed.foreign && observed.comment == desired.comment && sets_agree && chains_agree
 }
 
-fn create(ops: &mut Vec<Op>, desired: &Table) {
+fn create(ops: &mut Vec<Op>, mut desired: Table) {
     ops.push(Op::AddTable {
-        comment: desired.comment.clone(),
+        comment: desired.comment.take(),
     });
     let empty = Table::new(desired.id.family, desired.id.name.clone());
     update(ops, &empty, desired);
 }
 
 /// The order follows who refers to whom. New chains have their rules before anything leads to them, so that
-/// a long list of operations can be sent in parts.
-fn update(ops: &mut Vec<Op>, observed: &Table, desired: &Table) {
-    let is_new_chain = |name: &Name| !observed.chains.contains_key(name);
-    let (new_chains, kept_chains): (Vec<_>, Vec<_>) = desired
-        .chains
-        .iter()
-        .partition(|(name, _)| is_new_chain(name));
-    let old_chains: Vec<_> = observed
-        .chains
-        .iter()
-        .filter(|(name, _)| !desired.chains.contains_key(*name))
+/// a long list of operations can be sent in parts; those that packets enter from outside come after the elements,
+/// since at the end of each part the kernel looks at all that can be reached from them.
+fn update(ops: &mut Vec<Op>, observed: &Table, desired: Table) {
+    let is_old = |name: &Name| !desired.chains.contains_key(name);
+    let old_chains: Vec<_> = (observed.chains.iter())
+        .filter(|(name, _)| is_old(name))
         .collect();
-    let new_sets = desired
-        .sets
-        .iter()
-        .filter(|(name, _)| !observed.sets.contains_key(*name));
-    let old_sets = observed
-        .sets
-        .iter()
-        .filter(|(name, _)| !desired.sets.contains_key(*name));
+    let old_sets: Vec<_> = (observed.sets.iter())
+        .filter(|(name, _)| !desired.sets.contains_key(*name))
+        .map(|(_, set)| Op::DeleteSet(set.decl.clone()))
+        .collect();
+    let is_kept = |name: &Name| observed.chains.contains_key(name);
+    let (kept_chains, new_chains): (Vec<_>, Vec<_>) = desired
+        .chains
+        .into_iter()
+        .partition(|(name, _)| is_kept(name));
+    let (entrances, new_chains) = new_chains
+        .into_iter()
+        .partition(|(_, chain)| chain.base.is_some());
 
+    let new_sets = (desired.sets.iter()).filter(|(name, _)| !observed.sets.contains_key(*name));
     ops.extend(new_sets.map(|(_, set)| Op::AddSet(set.decl.clone())));
-    ops.extend(new_chains.iter().map(|(name, chain)| {
-        let bare = Chain {
-            rules: Vec::new(),
-            ..(*chain).clone()
-        };
-        Op::AddChain((*name).clone(), Arc::new(bare))
-    }));
-    for (name, chain) in new_chains {
-        set_rules(ops, name, &[], &chain.rules);
-    }
-    for (name, set) in &desired.sets {
-        let observed = observed.sets.get(name);
-        if let Some(observed) = observed.filter(|set| set.decl.interval) {
+    add_chains(ops, new_chains);
+    // Elements that nothing leads to any more, where they are not in the way of others.
+    let mut gone = Vec::new();
+    for (name, set) in desired.sets {
+        let observed = observed.sets.get(&name);
+        match observed {
             // A new range may overlap an old one, which the kernel would refuse.
-            drop_elements(ops, observed, set);
+            Some(observed) if set.decl.interval => drop_elements(ops, observed, &set),
+            Some(observed) => drop_elements(&mut gone, observed, &set),
+            None => {}
         }
         put_elements(ops, observed, set);
     }
+    add_chains(ops, entrances);
     for (name, chain) in kept_chains {
-        set_rules(ops, name, &observed.chains[name].rules, &chain.rules);
+        let observed = &observed.chains[&name].rules;
+        set_rules(ops, name, observed, chain.rules);
     }
-    for (name, set) in &desired.sets {
-        if let Some(observed) = observed.sets.get(name).filter(|set| !set.decl.interval) {
-            drop_elements(ops, observed, set);
-        }
-    }
+    ops.append(&mut gone);
     for (name, chain) in &old_chains {
-        set_rules(ops, name, &chain.rules, &[]);
+        set_rules(ops, (*name).clone(), &chain.rules, Vec::new());
     }
-    ops.extend(old_sets.map(|(_, set)| Op::DeleteSet(set.decl.clone())));
-    ops.extend(
-        old_chains
-            .iter()
-            .map(|(name, _)| Op::DeleteChain((*name).clone())),
-    );
+    ops.extend(old_sets);
+    let delete = |(name, _): (&Name, &Chain)| Op::DeleteChain(name.clone());
+    ops.extend(old_chains.into_iter().map(delete));
 }
 
-fn set_rules(ops: &mut Vec<Op>, chain: &Name, observed: &[Rule], desired: &[Rule]) {
+/// Chains may lead to each other, so all are there before the first has rules.
+fn add_chains(ops: &mut Vec<Op>, chains: Vec<(Name, Chain)>) {
+    let mut rules = Vec::new();
+    for (name, mut chain) in chains {
+        set_rules(
+            &mut rules,
+            name.clone(),
+            &[],
+            std::mem::take(&mut chain.rules),
+        );
+        ops.push(Op::AddChain(name, Arc::new(chain)));
+    }
+    ops.append(&mut rules);
+}
+
+fn set_rules(ops: &mut Vec<Op>, chain: Name, observed: &[Rule], desired: Vec<Rule>) {
     if observed != desired {
-        ops.push(Op::SetRules(chain.clone(), desired.to_vec()));
+        ops.push(Op::SetRules(chain, desired));
     }
 }
 
-fn put_elements(ops: &mut Vec<Op>, observed: Option<&Set>, desired: &Set) {
+fn put_elements(ops: &mut Vec<Op>, observed: Option<&Set>, desired: Set) {
     if desired.decl.dynamic {
         return;
     }
-    for (key, element) in &desired.elements {
-        let (decl, key) = (desired.decl.clone(), key.clone());
+    for (key, element) in desired.elements {
+        let decl = desired.decl.clone();
         match observed.and_then(|set| set.elements.get(&key)) {
-            None => ops.push(Op::AddElement(decl, key, element.clone())),
-            Some(other) if other != element => {
-                ops.push(Op::ReplaceElement(decl, key, element.clone()));
-            }
+            None => ops.push(Op::AddElement(decl, key, element)),
+            Some(other) if *other != element => ops.push(Op::ReplaceElement(decl, key, element)),
             Some(_) => {}
         }
     }

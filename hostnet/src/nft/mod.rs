@@ -144,7 +144,7 @@ impl Nft {
         let mut attempt = 1;
         loop {
             let observed = self.observe(&desired.id)?;
-            let changes = diff(observed.table.as_ref(), desired);
+            let changes = diff(observed.table.as_ref(), desired.clone());
             match self.apply_at(observed.generation, &changes) {
                 Ok(()) => return Ok(changes),
                 Err(e) if e.is_surprise() && attempt < ATTEMPTS => attempt += 1,

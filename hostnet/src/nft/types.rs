@@ -73,17 +73,34 @@ impl Datum {
 
     /// The bytes that registers and keys hold, without padding.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.write(&mut bytes);
+        bytes
+    }
+
+    /// Adds [`Datum::to_bytes`] to some.
+    fn write(&self, bytes: &mut Vec<u8>) {
         match self {
-            Datum::Addr(IpAddr::V4(a)) => a.octets().to_vec(),
-            Datum::Addr(IpAddr::V6(a)) => a.octets().to_vec(),
-            Datum::Proto(p) => vec![p.0],
-            Datum::Port(p) => p.to_be_bytes().to_vec(),
-            Datum::Number(n) => n.to_ne_bytes().to_vec(),
+            Datum::Addr(IpAddr::V4(a)) => bytes.extend(a.octets()),
+            Datum::Addr(IpAddr::V6(a)) => bytes.extend(a.octets()),
+            Datum::Proto(p) => bytes.push(p.0),
+            Datum::Port(p) => bytes.extend(p.to_be_bytes()),
+            Datum::Number(n) => bytes.extend(n.to_ne_bytes()),
             Datum::Interface(name) => {
-                let mut bytes = name.as_bytes().to_vec();
-                bytes.resize(IFNAMSIZ, 0);
-                bytes
+                let end = bytes.len() + IFNAMSIZ;
+                bytes.extend_from_slice(name.as_bytes());
+                bytes.resize(end, 0);
             }
+        }
+    }
+
+    /// How many bytes [`Datum::to_bytes`] are.
+    fn len(&self) -> usize {
+        match self {
+            Datum::Proto(_) => 1,
+            Datum::Port(_) => 2,
+            Datum::Addr(IpAddr::V4(_)) | Datum::Number(_) => 4,
+            Datum::Addr(IpAddr::V6(_)) | Datum::Interface(_) => 16,
         }
     }
 }
@@ -394,12 +411,15 @@ pub struct Key(pub(super) Box<[u8]>);
 
 impl Key {
     fn concat(data: &[Datum]) -> Key {
-        let mut bytes = Vec::with_capacity(data.len() * 8);
+        if let [datum] = data {
+            return Key(datum.to_bytes().into());
+        }
+        // Thousands are made: each is allocated once.
+        let len = data.iter().map(|datum| datum.len().next_multiple_of(4));
+        let mut bytes = Vec::with_capacity(len.sum());
         for datum in data {
-            bytes.extend_from_slice(&datum.to_bytes());
-            if data.len() > 1 {
-                bytes.resize(bytes.len().next_multiple_of(4), 0);
-            }
+            datum.write(&mut bytes);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
         }
         Key(bytes.into())
     }

@@ -12,7 +12,7 @@ fn every_element_is_found_by_its_key_and_no_other() {
     for family in Family::ALL {
         let table = everything(family);
         let mut space = Space::new();
-        space.nft.apply(&diff(None, &table)).unwrap();
+        space.nft.apply(&diff(None, table.clone())).unwrap();
         let id = AnyTable::from(table.id.clone());
         let mut found = 0;
         for (name, set) in &table.sets {

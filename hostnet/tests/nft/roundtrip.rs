@@ -15,7 +15,7 @@ fn for_both_families(check: impl Fn(Table)) {
 fn what_is_written_reads_back_equal() {
     for_both_families(|desired| {
         let mut space = Space::new();
-        space.nft.apply(&diff(None, &desired)).unwrap();
+        space.nft.apply(&diff(None, desired.clone())).unwrap();
         assert_eq!(space.table(&desired), desired);
     });
 }
@@ -39,12 +39,12 @@ fn a_second_pass_has_nothing_to_do() {
 fn the_listing_of_nft_loads_again_and_is_the_same_table() {
     for_both_families(|desired| {
         let mut space = Space::new();
-        space.nft.apply(&diff(None, &desired)).unwrap();
+        space.nft.apply(&diff(None, desired.clone())).unwrap();
         let listing = space.list();
         let mut copy = Space::loaded(&listing);
         assert_eq!(copy.list(), listing);
         assert_eq!(
-            diff(copy.observe(&desired).table.as_ref(), &desired).to_string(),
+            diff(copy.observe(&desired).table.as_ref(), desired.clone()).to_string(),
             ""
         );
     });
@@ -53,10 +53,10 @@ fn the_listing_of_nft_loads_again_and_is_the_same_table() {
 #[test]
 fn the_script_of_the_changes_does_with_nft_what_they_do_over_netlink() {
     for_both_families(|desired| {
-        let changes = diff(None, &desired);
+        let changes = diff(None, desired.clone());
         let mut space = Space::loaded(&changes.to_string());
         assert_eq!(
-            diff(space.observe(&desired).table.as_ref(), &desired).to_string(),
+            diff(space.observe(&desired).table.as_ref(), desired.clone()).to_string(),
             ""
         );
     });

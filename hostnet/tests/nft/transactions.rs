@@ -40,7 +40,7 @@ fn ten_thousand_elements_go_in_by_one_transaction_and_read_back() {
     let desired = with_elements(10_000);
     let mut space = Space::new();
     let before = space.nft.generation().unwrap();
-    space.nft.apply(&diff(None, &desired)).unwrap();
+    space.nft.apply(&diff(None, desired.clone())).unwrap();
     assert_eq!(space.nft.generation().unwrap(), before + 1);
     assert_eq!(space.table(&desired), desired);
 }
@@ -126,7 +126,7 @@ fn a_verdict_that_leads_nowhere_is_named() {
     let vips = table.sets.get_mut("vips").unwrap();
     vips.insert((addr(V4, 3), Proto::TCP, 80u16), goto("no-such-chain"));
     let mut space = Space::new();
-    let error = space.nft.apply(&diff(None, &table)).unwrap_err();
+    let error = space.nft.apply(&diff(None, table.clone())).unwrap_err();
     let text = error.to_string();
     assert!(
         text.contains("10.0.0.3 . tcp . 80 : goto no-such-chain"),
@@ -141,7 +141,7 @@ fn a_chain_of_a_type_that_does_not_fit_its_hook_is_named() {
     let table = Table::new(V4, "twill-test").chain("bad", Chain::nat(Hook::Forward, 0));
     let error = Space::new()
         .nft
-        .apply(&diff(None, &table))
+        .apply(&diff(None, table.clone()))
         .unwrap_err()
         .to_string();
     assert!(
@@ -159,7 +159,7 @@ fn a_transaction_for_another_generation_is_refused() {
     space.run_nft(&["add", "table", "ip", "foreign"], "");
     let error = space
         .nft
-        .apply_at(observed.generation, &diff(None, &table))
+        .apply_at(observed.generation, &diff(None, table.clone()))
         .unwrap_err();
     assert!(matches!(error, Error::Stale { .. }), "{error}");
     assert!(error.is_surprise());
@@ -181,7 +181,7 @@ fn a_table_declared_differently_is_replaced_in_one_transaction() {
         let mut space = Space::new();
         space
             .nft
-            .apply(&diff(None, &old))
+            .apply(&diff(None, old.clone()))
             .unwrap_or_else(|e| panic!("{e}"));
         let before = space.nft.generation().unwrap();
         let changes = space.nft.converge(&new).unwrap();

@@ -105,26 +105,27 @@ impl NftBackend {
     /// what an entrance leads to does not go in the same call. A table that is replaced is never parted, so
     /// that there is no moment without one.
     fn send(&mut self, changes: Changes, mut generation: Option<u32>) -> Result<usize, Error> {
-        let Changes { table, mut ops } = changes;
+        let Changes { table, ops } = changes;
         let count = ops.len();
         let part = if ops.contains(&Op::DeleteTable) {
             count
         } else {
             PART
         };
-        while !ops.is_empty() {
-            let rest = ops.split_off(part.min(ops.len()));
+        let mut left = ops.into_iter();
+        loop {
             let changes = Changes {
                 table: table.clone(),
-                ops,
+                ops: left.by_ref().take(part).collect(),
             };
+            if changes.is_empty() {
+                return Ok(count);
+            }
             match generation.take() {
                 Some(generation) => self.nft.apply_at(generation, &changes)?,
                 None => self.nft.apply(&changes)?,
             }
-            ops = rest;
         }
-        Ok(count)
     }
 
     fn applied(&self, ops: usize) -> Applied {

@@ -43,7 +43,8 @@ impl PortSlots {
 /// common; balancers and addresses they share, so these are counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Needs {
-    pub(super) elements: BTreeMap<(Map, Key), Element>,
+    /// Not sorted, as long as there may come more.
+    pub(super) elements: Vec<((Map, Key), Element)>,
     pub(super) balancers: BTreeMap<Balancer, usize>,
     /// Chains and sets of ports whose clients stay with their endpoints.
     pub(super) chains: BTreeMap<OwnChain, Vec<Rule>>,
@@ -161,7 +162,7 @@ impl Needs {
 
     fn put(&mut self, map: Map, key: Key, element: impl Into<Element>, of: &OfPort<'_>) {
         let element = element.into().comment(of.comment.clone());
-        self.elements.insert((map, key), element);
+        self.elements.push(((map, key), element));
     }
 
     fn balancer(
@@ -216,9 +217,13 @@ pub(super) fn table(
     for balancer in needs.balancers.keys() {
         table = table.chain(balancer.name(), balancer.chain(layout.family()));
     }
+    let mut elements: BTreeMap<Map, Vec<(Key, Element)>> = BTreeMap::new();
     for ((map, key), element) in std::mem::take(&mut needs.elements) {
+        elements.entry(map).or_default().push((key, element));
+    }
+    for (map, elements) in elements {
         if let Some(set) = table.sets.get_mut(map.name()) {
-            set.elements.insert(key, element);
+            set.elements.append(&mut elements.into_iter().collect());
         }
     }
     for (map, address) in needs.shared.keys() {

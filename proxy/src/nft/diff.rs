@@ -59,7 +59,7 @@ impl State {
         let layout = Layout::new(family);
         let slots = observe::slots(observed, rules);
         let (desired, needs) = table(&layout, rules, &slots);
-        let mut changes = diff(observed, &desired);
+        let mut changes = diff(observed, desired);
         let leftovers = Leftovers::take_out_of(&mut changes, observed);
         let Needs {
             balancers, shared, ..
@@ -85,7 +85,7 @@ impl State {
         rules: &FamilyRuleset,
     ) -> Changes {
         let slots = observe::slots(observed, rules);
-        diff(observed, &table(&Layout::new(family), rules, &slots).0)
+        diff(observed, table(&Layout::new(family), rules, &slots).0)
     }
 
     /// What makes these changes, after which the state is that after them.
@@ -115,10 +115,11 @@ impl State {
         let element = |(map, address)| ((map, shared_key(map, address)), Element::new());
         before.elements.extend(shared.went.into_iter().map(element));
         after.elements.extend(shared.came.into_iter().map(element));
-        self.change_elements(&mut changes, before.elements, after.elements);
+        let sorted = |needs: Needs| needs.elements.into_iter().collect();
+        self.change_elements(&mut changes, sorted(before), sorted(after));
         if let Some(node) = &delta.node {
             let (old, new) = (self.layout.table(&self.node), self.layout.table(node));
-            changes.ops.extend(diff(Some(&old), &new).ops);
+            changes.ops.extend(diff(Some(&old), new).ops);
             self.node = node.clone();
         }
         changes

@@ -130,7 +130,7 @@ impl<'a> Model<'a> {
                 let id = &changes.table;
                 match self.desired.tables.get(id) {
                     Some(want) => {
-                        assert_eq!(*changes, nft::diff(self.state.tables.get(id), want));
+                        assert_eq!(*changes, nft::diff(self.state.tables.get(id), want.clone()));
                         self.state.tables.insert(id.clone(), want.clone());
                     }
                     None => {
