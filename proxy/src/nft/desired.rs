@@ -54,13 +54,15 @@ pub(super) struct Needs {
 }
 
 impl Needs {
-    /// Adds those of one port.
+    /// Adds those of one port, but for the elements of slots that are the same in `beside`: of a port that has
+    /// the same frontends and other endpoints, it is these that make most of the work.
     pub(super) fn add(
         &mut self,
         family: Family,
         key: &PortKey,
         port: &ServicePort,
         slots: &PortSlots,
+        beside: Option<&PortSlots>,
     ) {
         let affinity = port.affinity.map(|timeout| Affinity {
             family,
@@ -72,6 +74,7 @@ impl Needs {
             comment: Comment::new(key.name.as_str()),
             affinity,
             slots,
+            beside,
         };
         for frontend in &port.frontends {
             self.add_frontend(frontend, &of);
@@ -149,7 +152,11 @@ impl Needs {
             self.put(masq, key(), verdict, of);
         }
         for balancer in views {
+            let beside = of.beside.map_or(&[][..], |beside| beside.of(balancer.view));
             for (slot, endpoint) in (0_u32..).zip(of.slots.of(balancer.view).iter()) {
+                if beside.get(slot as usize) == Some(endpoint) {
+                    continue;
+                }
                 let key = match at.address() {
                     Some(address) => Key::from((address, of.proto, frontend.port, slot)),
                     None => Key::from((of.proto, frontend.port, slot)),
@@ -199,6 +206,7 @@ struct OfPort<'a> {
     comment: Comment,
     affinity: Option<Affinity<'a>>,
     slots: &'a PortSlots,
+    beside: Option<&'a PortSlots>,
 }
 
 /// The whole table of a family, with these slots.
@@ -210,7 +218,7 @@ pub(super) fn table(
     let mut needs = Needs::default();
     for (key, port) in &rules.ports {
         if let Some(slots) = slots.get(key) {
-            needs.add(layout.family(), key, port, slots);
+            needs.add(layout.family(), key, port, slots, None);
         }
     }
     let mut table = layout.table(&rules.node);

@@ -16,7 +16,7 @@ use super::affinity::{self, OwnChain};
 use super::desired::{Needs, PortSlots, shared_key, table};
 use super::layout::{Balancer, Layout, Map};
 use super::observe;
-use crate::plan::{FamilyDelta, FamilyRuleset, NodeRules, PortKey};
+use crate::plan::{FamilyDelta, FamilyRuleset, NodeRules, PortKey, ServicePort};
 
 /// What the kernel's table of one family holds, as far as the next changes depend on it.
 #[derive(Clone, Debug)]
@@ -92,14 +92,22 @@ impl State {
     pub(super) fn update(&mut self, delta: &FamilyDelta) -> Changes {
         let (mut before, mut after) = (Needs::default(), Needs::default());
         for change in &delta.ports {
-            let old = self.slots.remove(&change.key);
+            let (family, key) = (self.layout.family(), &change.key);
+            let old = self.slots.remove(key);
+            let assigned = |port: &Arc<ServicePort>| match &old {
+                Some(old) => PortSlots::assign(old, port),
+                None => PortSlots::assign(&PortSlots::default(), port),
+            };
+            let new = change.after.as_ref().map(assigned);
+            let alike = change.is_of_endpoints();
             if let (Some(port), Some(slots)) = (&change.before, &old) {
-                before.add(self.layout.family(), &change.key, port, slots);
+                let beside = new.as_ref().filter(|_| alike);
+                before.add(family, key, port, slots, beside);
             }
-            if let Some(port) = &change.after {
-                let slots = PortSlots::assign(&old.unwrap_or_default(), port);
-                after.add(self.layout.family(), &change.key, port, &slots);
-                self.slots.insert(change.key.clone(), slots);
+            if let (Some(port), Some(slots)) = (&change.after, new) {
+                let beside = old.as_ref().filter(|_| alike);
+                after.add(family, key, port, &slots, beside);
+                self.slots.insert(key.clone(), slots);
             }
         }
         let mut changes = Changes::new(self.layout.table.clone());

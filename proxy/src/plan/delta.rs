@@ -36,6 +36,18 @@ pub struct Change {
     pub after: Option<Arc<ServicePort>>,
 }
 
+impl Change {
+    /// Whether the port was there and is, and nothing but its endpoints differs.
+    pub fn is_of_endpoints(&self) -> bool {
+        match (&self.before, &self.after) {
+            (Some(before), Some(after)) => {
+                before.frontends == after.frontends && before.affinity == after.affinity
+            }
+            _ => false,
+        }
+    }
+}
+
 impl Delta {
     /// What changed in one family.
     pub fn family(&self, family: Family) -> &FamilyDelta {
