@@ -12,6 +12,7 @@ pub mod lock;
 pub mod memory;
 pub mod netlink;
 pub mod netns;
+pub mod nfacct;
 mod nfnetlink;
 pub mod nft;
 pub mod snapshot;

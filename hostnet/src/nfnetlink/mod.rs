@@ -1,4 +1,4 @@
-//! What nf_tables and conntrack share: the netlink family of netfilter.
+//! What nf_tables, conntrack and nfacct share: the netlink family of netfilter.
 
 mod ack;
 mod socket;
