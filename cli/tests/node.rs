@@ -231,6 +231,7 @@ fn services() -> Ruleset {
                 pods: PodTraffic::From(vec!["10.244.0.0/16".parse().unwrap()]),
                 node_ports: [ip("172.30.0.12")].into(),
                 service_networks: ["10.96.0.0/12".parse().unwrap()].into(),
+                ..NodeRules::default()
             },
             ports,
         },

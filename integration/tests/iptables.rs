@@ -2,7 +2,9 @@
 //! one and the same node.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
+use integration::http;
 use integration::lab::Lab;
 use integration::machine::root::ASSETS;
 use integration::machine::{ADMIN_CONF, Machine};
@@ -136,19 +138,11 @@ fn rules(machine: &Machine) -> BTreeMap<String, Vec<String>> {
                 let name = chain.split(' ').next().unwrap();
                 chains.entry(format!("{table} {name}")).or_default();
             } else if let Some(rule) = line.strip_prefix("-A ") {
-                // Rules that only count: twins for what goes to 127.0.0.0/8, and for what is dropped a match.
-                if line.contains("localhost_nps_accepted_pkts") {
-                    continue;
-                }
-                let line = line.replace(
-                    " -m nfacct --nfacct-name  ct_state_invalid_dropped_pkts",
-                    "",
-                );
                 let name = rule.split(' ').next().unwrap();
                 chains
                     .entry(format!("{table} {name}"))
                     .or_default()
-                    .push(line);
+                    .push(line.to_owned());
             }
         }
     }
@@ -164,10 +158,30 @@ fn rules(machine: &Machine) -> BTreeMap<String, Vec<String>> {
     chains
 }
 
+/// How many rules there are in each table, as a proxy tells, and what rules have counted.
+fn told(machine: &Machine) -> Vec<String> {
+    let server = SocketAddr::from(([127, 0, 0, 1], 10_249));
+    let answer = http::get(machine.netns(), server, "/metrics");
+    let metrics = answer.map(|answer| answer.body).unwrap_or_default();
+    let mut told: Vec<_> = (metrics.lines())
+        .filter(|line| {
+            line.starts_with("kubeproxy_sync_proxy_rules_iptables_total{")
+                || line.starts_with("kubeproxy_iptables_")
+        })
+        .map(str::to_owned)
+        .collect();
+    told.sort();
+    told
+}
+
 /// Lines that only one of the two has.
 fn difference(ours: &Machine, theirs: &Machine) -> String {
-    let (ours, theirs) = (rules(ours), rules(theirs));
     let mut text = String::new();
+    let (we, they) = (told(ours), told(theirs));
+    if we.len() != 6 || we != they {
+        text.push_str(&format!("metrics\n  ours   {we:#?}\n  theirs {they:#?}\n"));
+    }
+    let (ours, theirs) = (rules(ours), rules(theirs));
     for chain in ours
         .keys()
         .chain(theirs.keys().filter(|chain| !ours.contains_key(*chain)))

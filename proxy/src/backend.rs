@@ -34,6 +34,12 @@ pub trait Backend {
     /// is wanted.
     fn is_disturbed_by(&self, change: &Change) -> bool;
 
+    /// Whether the kernel tells of changes to tables like ours, so that there is something to ask
+    /// [`Backend::is_disturbed_by`] about.
+    fn is_told_of_changes(&self) -> bool {
+        true
+    }
+
     /// Whether others have rules in the same tables, so that most of what happens there is no harm to ours.
     fn shares_tables(&self) -> bool {
         false

@@ -20,7 +20,7 @@ use crate::health::checks;
 use crate::health::{self, Health};
 use crate::index::{Index, Update};
 use crate::interfaces;
-use crate::iptables::{IptablesBackend, Options, Variant};
+use crate::iptables::{self, IptablesBackend, Options, Variant};
 use crate::metrics::Metrics;
 use crate::nft::NftBackend;
 use crate::plan::{Checks, Planner};
@@ -66,7 +66,14 @@ pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result
         &config.hostname,
     ));
     let mut registry = agent::metrics::registry("twill_proxy");
-    let metrics = Metrics::new(&mut registry);
+    let mut metrics = Metrics::new(&mut registry);
+    let of_iptables = match &config.mode {
+        Mode::Nftables => {
+            metrics = metrics.of_nftables(&mut registry);
+            iptables::Metrics::default()
+        }
+        Mode::Iptables { .. } => iptables::Metrics::new(&mut registry),
+    };
     let (health, health_seen) = watch::channel(Health::default());
     let port = |flag, address| Port {
         flag,
@@ -126,7 +133,7 @@ pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result
             service.run(backend, updates, stop).await
         }
         Mode::Iptables { options, variant } => {
-            let backend = iptables_backend(options, variant);
+            let backend = iptables_backend(options, variant).metrics(of_iptables);
             let variant = backend.variant();
             if let Some(others) = variant.contradicted() {
                 let (ours, others_name) = (variant.as_str(), others.as_str());

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
+use hostnet::vocab::Family;
 use proxy::config::{Args, Config, Mode, snapshot_file};
 use proxy::daemon;
 use proxy::iptables::route_localnet;
@@ -83,7 +84,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if args.init_only {
         config.tell();
         if let Mode::Iptables { options, .. } = &config.mode {
-            route_localnet(options).context("node ports at 127.0.0.1")?;
+            route_localnet(
+                options,
+                config.settings.node_port_addresses.scope(Family::V4),
+            )
+            .context("node ports at 127.0.0.1")?;
         }
         return Ok(());
     }

@@ -18,12 +18,12 @@ use crate::plan::{At, Delta, ServicePort, Verdict};
 
 /// The label that tells the families apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct IpFamily {
+pub(crate) struct IpFamily {
     ip_family: FamilyName,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct FamilyName(Family);
+pub(crate) struct FamilyName(pub(crate) Family);
 
 impl EncodeLabelValue for FamilyName {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
@@ -35,7 +35,7 @@ impl EncodeLabelValue for FamilyName {
     }
 }
 
-fn of(family: Family) -> IpFamily {
+pub(crate) fn of(family: Family) -> IpFamily {
     IpFamily {
         ip_family: FamilyName(family),
     }
@@ -189,16 +189,6 @@ impl Metrics {
             metrics.no_local_endpoints.clone(),
         );
         theirs.register(
-            "sync_proxy_rules_nftables_sync_failures",
-            "Passes that failed",
-            metrics.sync_failures.clone(),
-        );
-        theirs.register(
-            "sync_proxy_rules_nftables_cleanup_failures",
-            "Failures to remove what nothing leads to any more",
-            metrics.cleanup_failures.clone(),
-        );
-        theirs.register(
             "proxy_healthz",
             "Answers of /healthz",
             metrics.healthz.clone(),
@@ -231,6 +221,23 @@ impl Metrics {
             metrics.conflicts.clone(),
         );
         metrics
+    }
+
+    /// Registers those that kube-proxy has in nftables mode alone, too.
+    #[must_use]
+    pub fn of_nftables(self, registry: &mut Registry) -> Self {
+        let theirs = registry.sub_registry_with_prefix("kubeproxy");
+        theirs.register(
+            "sync_proxy_rules_nftables_sync_failures",
+            "Passes that failed",
+            self.sync_failures.clone(),
+        );
+        theirs.register(
+            "sync_proxy_rules_nftables_cleanup_failures",
+            "Failures to remove what nothing leads to any more",
+            self.cleanup_failures.clone(),
+        );
+        self
     }
 
     /// Stale UDP flows were looked for, and so many deleted.
@@ -372,7 +379,7 @@ mod tests {
     #[test]
     fn names_are_kube_proxys() {
         let mut registry = Registry::default();
-        let metrics = Metrics::new(&mut registry);
+        let metrics = Metrics::new(&mut registry).of_nftables(&mut registry);
         let mut index = fixtures::index(SEED);
         let mut planner = Planner::new(fixtures::cluster_cidr("10.244.0.0/16"));
         let dirty = index.take_dirty();

@@ -380,7 +380,7 @@ impl<B: Backend> Runner<B> {
     /// Begins to heed foreign changes, after the first load: notices of our own would make that slow.
     /// What was changed before the subscription is found by one more comparison.
     fn watch_others(&mut self) {
-        if self.foreign.is_none() {
+        if self.foreign.is_none() && self.syncer.backend().is_told_of_changes() {
             match Foreign::watch() {
                 Ok(foreign) => {
                     self.foreign = Some(foreign);
@@ -429,7 +429,7 @@ fn watch_interfaces<B: Backend>(
 
 /// Fields of the configuration that differ and are only read at the start.
 fn needs_restart(old: &Value, new: &Value) -> Vec<&'static str> {
-    let mut fields = vec![
+    const FIELDS: [&str; 10] = [
         "bindAddressHardFail",
         "clientConnection",
         "healthzBindAddress",
@@ -441,10 +441,7 @@ fn needs_restart(old: &Value, new: &Value) -> Vec<&'static str> {
         "oomScoreAdj",
         "serviceProxyName",
     ];
-    if new["mode"] == "iptables" {
-        fields.push("nodePortAddresses");
-    }
-    (fields.into_iter())
+    (FIELDS.into_iter())
         .filter(|field| old[field] != new[field])
         .collect()
 }

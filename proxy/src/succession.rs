@@ -141,6 +141,10 @@ impl<B: Backend> Backend for Successor<B> {
         self.backend.is_disturbed_by(change)
     }
 
+    fn is_told_of_changes(&self) -> bool {
+        self.backend.is_told_of_changes()
+    }
+
     fn shares_tables(&self) -> bool {
         self.backend.shares_tables()
     }

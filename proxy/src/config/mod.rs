@@ -196,7 +196,7 @@ impl Config {
             node_port_addresses,
         ));
         let mode = match is_iptables {
-            true => given.mode(node_ports.as_ref()),
+            true => given.mode(),
             false => Mode::Nftables,
         };
         let settings = Settings {

@@ -1,11 +1,6 @@
 //! Owns the choice of the packet filter, and the choices of iptables mode.
 
-use std::net::{IpAddr, Ipv4Addr};
-
-use hostnet::vocab::{Family, Subnet};
-
-use crate::iptables::{Naming, NodePorts, Options, Variant};
-use crate::plan::NodePortAddresses;
+use crate::iptables::{Naming, Options, Variant};
 
 /// Which packet filter carries the rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +36,8 @@ pub(super) struct Given {
 }
 
 impl Given {
-    /// The mode that follows, where node ports answer at these addresses (`None`: nobody said).
-    pub(super) fn mode(self, node_ports: Option<&NodePortAddresses>) -> Mode {
+    /// The mode that follows.
+    pub(super) fn mode(self) -> Mode {
         let usual = Options::default();
         Mode::Iptables {
             options: Options {
@@ -53,56 +48,9 @@ impl Given {
                 masquerade_bit: self.masquerade_bit.unwrap_or(usual.masquerade_bit),
                 localhost_node_ports: (self.localhost_node_ports)
                     .unwrap_or(usual.localhost_node_ports),
-                node_ports: Family::ALL.map(|family| node_ports_of(family, node_ports)),
-                drop_invalid: usual.drop_invalid,
+                ..usual
             },
             variant: self.variant,
         }
-    }
-}
-
-/// A family that no network is of has all addresses, and so has one that everything is in.
-fn node_ports_of(family: Family, given: Option<&NodePortAddresses>) -> NodePorts {
-    let networks: Vec<Subnet> = match given {
-        None => Vec::new(),
-        Some(NodePortAddresses::Primary) => return NodePorts::Listed { loopback: false },
-        Some(NodePortAddresses::In(networks)) => (networks.iter().copied())
-            .filter(|network| network.family() == family)
-            .collect(),
-    };
-    if networks.is_empty() || networks.contains(&Subnet::any(family)) {
-        return NodePorts::Everywhere;
-    }
-    let localhost = IpAddr::from(Ipv4Addr::LOCALHOST);
-    NodePorts::Listed {
-        loopback: networks.iter().any(|network| network.contains(localhost)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn node_ports_answer_where_kube_proxys_do() {
-        let of = |networks: &[&str]| {
-            let networks = networks.iter().map(|text| text.parse().unwrap()).collect();
-            let given = NodePortAddresses::In(networks);
-            Family::ALL.map(|family| node_ports_of(family, Some(&given)))
-        };
-        let listed = |loopback| NodePorts::Listed { loopback };
-        assert_eq!(of(&[]), [NodePorts::Everywhere; 2]);
-        assert_eq!(of(&["10.0.0.0/8"]), [listed(false), NodePorts::Everywhere]);
-        assert_eq!(
-            of(&["127.0.0.0/8", "fd00::/8"]),
-            [listed(true), listed(false)]
-        );
-        assert_eq!(
-            of(&["10.0.0.0/8", "0.0.0.0/0", "::/0"]),
-            [NodePorts::Everywhere; 2]
-        );
-        let primary = Some(&NodePortAddresses::Primary);
-        assert_eq!(node_ports_of(Family::V4, primary), listed(false));
-        assert_eq!(node_ports_of(Family::V6, None), NodePorts::Everywhere);
     }
 }

@@ -569,7 +569,7 @@ async fn a_file_that_changes_is_read_again() {
 #[test]
 fn iptables_mode_has_a_section_and_names_of_its_own() {
     use crate::config::Mode;
-    use crate::iptables::{Naming, NodePorts, Options, Variant};
+    use crate::iptables::{Naming, Options, Variant};
 
     let text = file(
         "clusterCIDR: 10.244.0.0/16
@@ -586,7 +586,6 @@ iptables: {legacyNames: true, variant: legacy}",
         naming: Naming::Legacy,
         masquerade_bit: 17,
         localhost_node_ports: false,
-        node_ports: [NodePorts::Everywhere; 2],
         ..Options::default()
     };
     let variant = Some(Variant::Legacy);

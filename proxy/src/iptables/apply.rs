@@ -7,16 +7,18 @@ use hostnet::nft::{Change, Nft, Op, TableId};
 use hostnet::sysctl::{Sysctl, SysctlError};
 use hostnet::vocab::Family;
 
-use super::diff;
+use super::counters;
+use super::diff::{self, Planned, Rules};
 use super::fixed::Context;
 use super::index;
 use super::leftovers::is_proxys;
+use super::metrics::Metrics;
 use super::options::Options;
 use super::program::{ProgramError, Programs, Variant};
 use super::saved::Saved;
 use super::script::{Script, Table};
 use crate::backend::{Applied, Backend};
-use crate::plan::{Delta, FamilyRuleset, Ruleset};
+use crate::plan::{Delta, FamilyDelta, FamilyRuleset, NodePortScope, Ruleset};
 
 /// Of how many of our programs notice may still be on its way.
 const REMEMBERED: usize = 64;
@@ -26,13 +28,21 @@ const REMEMBERED: usize = 64;
 pub struct IptablesBackend {
     options: Options,
     programs: Programs,
+    metrics: Metrics,
     /// What the chains hold; None where that is not known.
-    states: [Option<FamilyRuleset>; 2],
+    states: [Option<State>; 2],
     /// Processes that changed something for us.
     ours: VecDeque<u32>,
     told_of_localnet: bool,
     /// The programs are new enough.
     is_checked: bool,
+}
+
+/// What the chains of a family hold.
+#[derive(Debug)]
+struct State {
+    plan: FamilyRuleset,
+    rules: Rules,
 }
 
 /// Why a call failed.
@@ -57,11 +67,18 @@ impl IptablesBackend {
         IptablesBackend {
             options,
             programs: Programs::new(variant),
+            metrics: Metrics::default(),
             states: [None, None],
             ours: VecDeque::new(),
             told_of_localnet: false,
             is_checked: false,
         }
+    }
+
+    /// Tells of it.
+    #[must_use]
+    pub fn metrics(self, metrics: Metrics) -> IptablesBackend {
+        IptablesBackend { metrics, ..self }
     }
 
     /// Which of the kernel's packet filters it works on.
@@ -91,24 +108,68 @@ impl IptablesBackend {
             let program = self.programs.name(family, "restore");
             return Err(ProgramError::Foreign { program, chain });
         }
-        let script = diff::full(&context, rules, &saved);
+        let planned = diff::full(&context, rules, &saved);
         drop(text);
+        self.carry_out(family, planned, rules.clone())
+    }
+
+    fn update_family(
+        &mut self,
+        family: Family,
+        changes: &FamilyDelta,
+    ) -> Result<usize, IptablesError> {
+        let state = self.states[index(family)].take();
+        let State { mut plan, rules } = state.ok_or(IptablesError::Unknown(family))?;
+        let before = Context::new(family, &self.options, &plan);
+        plan.apply(changes);
+        let after = Context::new(family, &self.options, &plan);
+        let planned = diff::partial(&before, &after, &plan, &changes.ports, rules);
+        self.carry_out(family, planned, plan)
+            .inspect_err(|_| self.metrics.failed(family, true))
+            .map_err(|source| IptablesError::Program { family, source })
+    }
+
+    /// Makes the kernel hold the plan by what was found to lead there. Returns how many changes that were.
+    fn carry_out(
+        &mut self,
+        family: Family,
+        planned: Planned,
+        plan: FamilyRuleset,
+    ) -> Result<usize, ProgramError> {
+        let Planned { script, rules } = planned;
         let ops = self.send(family, &script)?;
-        self.states[index(family)] = Some(rules.clone());
+        for table in [Table::Filter, Table::Nat] {
+            let there = rules.get(&table).copied().unwrap_or_default();
+            self.metrics
+                .wrote(family, table, script.written(table), there);
+        }
+        self.states[index(family)] = Some(State { plan, rules });
         Ok(ops)
+    }
+
+    /// Works on the tables of both families: what is amiss with those of one is no harm to the other's. Returns the
+    /// sum, or the first error.
+    fn for_each_family(
+        &mut self,
+        mut work: impl FnMut(&mut Self, Family) -> Result<usize, IptablesError>,
+    ) -> Result<usize, IptablesError> {
+        let [v4, v6] = Family::ALL.map(|family| work(self, family));
+        Ok(v4? + v6?)
     }
 
     /// What [`Backend::replace`] would apply: IPv4, IPv6. Changes nothing.
     ///
     /// # Errors
     /// [`IptablesError::Program`].
-    pub fn difference(&self, ruleset: &Ruleset) -> Result<[String; 2], IptablesError> {
+    pub fn difference(&mut self, ruleset: &Ruleset) -> Result<[String; 2], IptablesError> {
+        self.options.counters = counters::are_there();
         let of = |family| -> Result<String, IptablesError> {
             let saved = (self.programs.save(family))
                 .map_err(|source| IptablesError::Program { family, source })?;
             let rules = ruleset.family(family);
             let context = Context::new(family, &self.options, rules);
-            Ok(diff::full(&context, rules, &Saved::parse(&saved)).to_string())
+            let planned = diff::full(&context, rules, &Saved::parse(&saved));
+            Ok(planned.script.to_string())
         };
         Ok([of(Family::V4)?, of(Family::V6)?])
     }
@@ -131,8 +192,8 @@ impl IptablesBackend {
 
     /// Lets the kernel route what goes from this node's loopback to pods. Where `/proc/sys` may not be written, as in
     /// most containers, all other rules work without.
-    fn let_localnet_out(&mut self) {
-        if let Err(error) = route_localnet(&self.options)
+    fn let_localnet_out(&mut self, scope: NodePortScope) {
+        if let Err(error) = route_localnet(&self.options, scope)
             && !std::mem::replace(&mut self.told_of_localnet, true)
         {
             let error = crate::run::chain(&error);
@@ -149,7 +210,6 @@ impl Backend for IptablesBackend {
     type Error = IptablesError;
 
     fn replace(&mut self, ruleset: &Ruleset) -> Result<Applied, IptablesError> {
-        let mut ops = 0;
         if !self.is_checked {
             // Those of both families are one program.
             let family = Family::V4;
@@ -157,12 +217,13 @@ impl Backend for IptablesBackend {
                 .map_err(|source| IptablesError::Program { family, source })?;
             self.is_checked = true;
         }
-        for family in Family::ALL {
-            ops += self
-                .replace_family(family, ruleset.family(family))
-                .map_err(|source| IptablesError::Program { family, source })?;
-        }
-        self.let_localnet_out();
+        self.options.counters = counters::ensure();
+        let ops = self.for_each_family(|backend, family| {
+            let replaced = backend.replace_family(family, ruleset.family(family));
+            let replaced = replaced.inspect_err(|_| backend.metrics.failed(family, false));
+            replaced.map_err(|source| IptablesError::Program { family, source })
+        })?;
+        self.let_localnet_out(ruleset.v4.node.node_port_scope);
         Ok(applied(ops))
     }
 
@@ -174,26 +235,13 @@ impl Backend for IptablesBackend {
     }
 
     fn update(&mut self, delta: &Delta) -> Result<Applied, IptablesError> {
-        let mut ops = 0;
-        for family in Family::ALL {
+        let ops = self.for_each_family(|backend, family| {
             let changes = delta.family(family);
-            if changes.is_empty() {
-                continue;
+            match changes.is_empty() {
+                true => Ok(0),
+                false => backend.update_family(family, changes),
             }
-            let state = self.states[index(family)].take();
-            let before = state.ok_or(IptablesError::Unknown(family))?;
-            let mut after = before.clone();
-            after.apply(changes);
-            let script = diff::partial(
-                (&Context::new(family, &self.options, &before), &before),
-                (&Context::new(family, &self.options, &after), &after),
-                changes.ports.iter().map(|change| &change.key),
-            );
-            ops += self
-                .send(family, &script)
-                .map_err(|source| IptablesError::Program { family, source })?;
-            self.states[index(family)] = Some(after);
-        }
+        })?;
         Ok(applied(ops))
     }
 
@@ -207,10 +255,14 @@ impl Backend for IptablesBackend {
         let touches = |table: &TableId| {
             Family::ALL.contains(&table.family) && Table::by_name(&table.name).is_some()
         };
-        self.variant() == Variant::Nft
+        self.is_told_of_changes()
             && !is_ours(change.port)
             && !change.pid.is_some_and(is_ours)
             && change.tables.iter().any(touches)
+    }
+
+    fn is_told_of_changes(&self) -> bool {
+        self.variant() == Variant::Nft
     }
 
     fn shares_tables(&self) -> bool {
@@ -218,16 +270,14 @@ impl Backend for IptablesBackend {
     }
 
     fn cleanup(&mut self) -> Result<Applied, IptablesError> {
-        let mut ops = 0;
-        for family in Family::ALL {
-            self.states[index(family)] = None;
-            let mut clean = || {
-                let saved = self.programs.save(family)?;
+        let ops = self.for_each_family(|backend, family| {
+            backend.states[index(family)] = None;
+            let cleaned = backend.programs.save(family).and_then(|saved| {
                 let script = diff::cleanup(&Saved::parse(&saved));
-                self.send(family, &script)
-            };
-            ops += clean().map_err(|source| IptablesError::Program { family, source })?;
-        }
+                backend.send(family, &script)
+            });
+            cleaned.map_err(|source| IptablesError::Program { family, source })
+        })?;
         Ok(applied(ops))
     }
 }
@@ -237,8 +287,8 @@ impl Backend for IptablesBackend {
 ///
 /// # Errors
 /// `/proc/sys` may not be written.
-pub fn route_localnet(options: &Options) -> Result<bool, SysctlError> {
-    if !options.serves_loopback(Family::V4) {
+pub fn route_localnet(options: &Options, scope: NodePortScope) -> Result<bool, SysctlError> {
+    if !options.serves_loopback(Family::V4, scope) {
         return Ok(false);
     }
     Sysctl::default().ensure("ipv4/conf/all/route_localnet", "1")
@@ -250,12 +300,11 @@ fn unseen_chain(family: Family, text: &str, saved: &Saved<'_>) -> Option<String>
     if !text.lines().any(leaves_out) {
         return None;
     }
+    let mut nft = Nft::open().ok()?;
     Table::ALL.into_iter().find_map(|table| {
         let is_unseen =
             |chain: &str| is_proxys(chain, false) && saved.rules(table, chain).is_none();
-        let found = Nft::open()
-            .ok()?
-            .leftover_chains(&TableId::new(family, table.name()), is_unseen);
+        let found = nft.leftover_chains(&TableId::new(family, table.name()), is_unseen);
         found.ok()?.ops.into_iter().find_map(|op| match op {
             Op::DeleteChain(chain) => Some(chain.to_string()),
             _ => None,

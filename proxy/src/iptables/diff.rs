@@ -9,12 +9,23 @@ use super::port::Port;
 use super::rule::Rule;
 use super::saved::{Saved, target};
 use super::script::{Place, Script, Table, lines};
-use crate::plan::{FamilyRuleset, PortKey};
+use crate::plan::{Change, FamilyRuleset, PortKey, ServicePort};
+
+/// What is to be done, and how many rules of ours a table has then.
+pub(super) struct Planned {
+    pub(super) script: Script,
+    pub(super) rules: Rules,
+}
+
+/// How many rules of ours there are in each table.
+pub(super) type Rules = BTreeMap<Table, i64>;
 
 /// Makes the kernel hold these rules, and nothing of ours besides. Empty if it does.
-pub(super) fn full(context: &Context<'_>, rules: &FamilyRuleset, saved: &Saved<'_>) -> Script {
+pub(super) fn full(context: &Context<'_>, rules: &FamilyRuleset, saved: &Saved<'_>) -> Planned {
     let mut script = Script::default();
+    let mut counts = Rules::new();
     let mut write = |table, chain: Chain, lines: &str| {
+        add(&mut counts, table, lines.lines().count() as i64);
         if !saved.holds(table, &chain, lines) {
             script.write(table, chain, lines);
         }
@@ -40,29 +51,39 @@ pub(super) fn full(context: &Context<'_>, rules: &FamilyRuleset, saved: &Saved<'
     for chain in saved.chains(Table::Nat).filter(is_gone) {
         script.delete(Table::Nat, chain.to_owned());
     }
-    script
+    Planned {
+        script,
+        rules: counts,
+    }
 }
 
-/// From one plan to the next, where the kernel holds the first: `changed` are the ports that differ.
-pub(super) fn partial<'a>(
-    before: (&Context<'_>, &FamilyRuleset),
-    after: (&Context<'_>, &FamilyRuleset),
-    changed: impl IntoIterator<Item = &'a PortKey>,
-) -> Script {
+/// From one plan to the next, where the kernel holds the first, which has `counts` rules: `changes` lead to `rules`.
+pub(super) fn partial(
+    before: &Context<'_>,
+    after: &Context<'_>,
+    rules: &FamilyRuleset,
+    changes: &[Change],
+    mut counts: Rules,
+) -> Planned {
     let mut script = Script::default();
-    let all: BTreeSet<&PortKey> = if before.0 == after.0 {
-        changed.into_iter().collect()
-    } else {
-        before.1.ports.keys().chain(after.1.ports.keys()).collect()
+    let mut count = |compiled: &Compiled, sign: i64| {
+        let (shared, own) = compiled;
+        for ((table, _), rules) in shared {
+            add(&mut counts, *table, sign * rules.len() as i64);
+        }
+        let own: usize = own.values().map(Vec::len).sum();
+        add(&mut counts, Table::Nat, sign * own as i64);
     };
-    let (old_fixed, fixed) = (before.0.fixed(), after.0.fixed());
+    let (old_fixed, fixed) = (before.fixed(), after.fixed());
     let mut stale: BTreeSet<Place> = (fixed.iter())
         .filter(|(place, rules)| old_fixed.get(*place) != Some(*rules))
         .map(|(place, _)| *place)
         .collect();
-    for key in all {
-        let (old_shared, old_own) = compile(before, key);
-        let (shared, own) = compile(after, key);
+    let mut compare = |key: &PortKey, old: Option<&ServicePort>, new: Option<&ServicePort>| {
+        let (old, new) = (compile(before, key, old), compile(after, key, new));
+        count(&old, -1);
+        count(&new, 1);
+        let ((old_shared, old_own), (shared, own)) = (old, new);
         let places = old_shared.keys().chain(shared.keys());
         stale.extend(places.filter(|place| old_shared.get(*place) != shared.get(*place)));
         for (chain, rules) in &own {
@@ -73,22 +94,43 @@ pub(super) fn partial<'a>(
         for chain in old_own.keys().filter(|chain| !own.contains_key(*chain)) {
             script.delete(Table::Nat, chain.clone());
         }
+    };
+    for change in changes {
+        let (old, new) = (change.before.as_deref(), change.after.as_deref());
+        compare(&change.key, old, new);
     }
-    if stale.is_empty() {
-        return script;
+    if before != after {
+        let changed: BTreeSet<&PortKey> = changes.iter().map(|change| &change.key).collect();
+        for (key, port) in rules.ports.iter().filter(|(key, _)| !changed.contains(key)) {
+            compare(key, Some(port), Some(port));
+        }
+    }
+    for (fixed, sign) in [(&old_fixed, -1), (&fixed, 1)] {
+        for ((table, _), rules) in fixed {
+            add(&mut counts, *table, sign * rules.len() as i64);
+        }
     }
     let mut shared: BTreeMap<Place, String> = stale
         .into_iter()
         .map(|place| (place, String::new()))
         .collect();
-    for (key, port) in &after.1.ports {
-        extend(&mut shared, Port::new(after.0, key, port).shared());
+    if !shared.is_empty() {
+        for (key, port) in &rules.ports {
+            extend(&mut shared, Port::new(after, key, port).shared());
+        }
     }
     extend(&mut shared, fixed);
     for ((table, chain), lines) in shared {
         script.write(table, chain, &lines);
     }
-    script
+    Planned {
+        script,
+        rules: counts,
+    }
+}
+
+fn add(counts: &mut Rules, table: Table, rules: i64) {
+    *counts.entry(table).or_default() += rules;
 }
 
 /// Takes away all that is ours, and what a kube-proxy has left.
@@ -122,14 +164,11 @@ pub(super) fn is_bare(saved: &Saved<'_>) -> bool {
 /// A service port's part of the shared chains, and its own.
 type Compiled = (BTreeMap<Place, Vec<Rule>>, BTreeMap<Chain, Vec<Rule>>);
 
-fn compile((context, rules): (&Context<'_>, &FamilyRuleset), key: &PortKey) -> Compiled {
-    match rules.ports.get(key) {
-        Some(port) => {
-            let port = Port::new(context, key, port);
-            (port.shared(), port.own())
-        }
-        None => Compiled::default(),
-    }
+fn compile(context: &Context<'_>, key: &PortKey, port: Option<&ServicePort>) -> Compiled {
+    port.map_or_else(Compiled::default, |port| {
+        let port = Port::new(context, key, port);
+        (port.shared(), port.own())
+    })
 }
 
 /// Adds rules to those of the chains that are there.

@@ -1,19 +1,20 @@
 //! What is there whatever the services are: the shared chains, how packets come into them, and the rules that no
 //! service port owns. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use hostnet::vocab::{Family, Subnet};
 
+use super::counters::INVALID_PACKETS;
 use super::names::{
     CANARY, EXTERNAL_SERVICES, FIREWALL, FORWARD, MARK_MASQ, NODE_PORTS, Naming, POSTROUTING,
     PROXY_FIREWALL, SERVICES,
 };
-use super::options::{NodePorts, Options};
+use super::options::Options;
 use super::rule::{Rule, Target};
 use super::script::{Place, Table};
-use crate::plan::{FamilyRuleset, NodeRules};
+use crate::plan::{FamilyRuleset, NodePortScope, NodeRules};
 
 /// With more endpoints than these, rules for each of them go without comments, as kube-proxy's do.
 const LARGE: usize = 1000;
@@ -23,17 +24,26 @@ const LARGE: usize = 1000;
 pub(super) struct Context<'a> {
     pub(super) family: Family,
     pub(super) options: &'a Options,
-    pub(super) node: &'a NodeRules,
+    /// As far as rules depend on it.
+    pub(super) node: NodeRules,
     pub(super) is_large: bool,
 }
 
 impl<'a> Context<'a> {
-    pub(super) fn new(family: Family, options: &'a Options, rules: &'a FamilyRuleset) -> Self {
+    pub(super) fn new(family: Family, options: &'a Options, rules: &FamilyRuleset) -> Self {
         let endpoints: usize = rules.ports.values().map(|port| port.cluster.len()).sum();
+        let node = NodeRules {
+            node_ports: match rules.node.node_port_scope {
+                NodePortScope::Everywhere => BTreeSet::new(),
+                NodePortScope::Listed { .. } => rules.node.node_ports.clone(),
+            },
+            service_networks: BTreeSet::new(),
+            ..rules.node.clone()
+        };
         Context {
             family,
             options,
-            node: &rules.node,
+            node,
             is_large: endpoints > LARGE,
         }
     }
@@ -134,7 +144,12 @@ impl<'a> Context<'a> {
     fn forward(&self) -> Vec<Rule> {
         let mut rules = Vec::new();
         if self.options.drop_invalid {
-            rules.push(Rule::new().state("INVALID").target(Target::Drop));
+            let invalid = Rule::new().state("INVALID");
+            let invalid = match self.options.counts() {
+                true => invalid.counted(INVALID_PACKETS),
+                false => invalid,
+            };
+            rules.push(invalid.target(Target::Drop));
         }
         rules.push(
             Rule::new()
@@ -161,7 +176,12 @@ impl<'a> Context<'a> {
                 .not_state("RELATED,ESTABLISHED,DNAT")
                 .target(Target::Drop)
         };
-        self.options.serves_loopback(self.family).then(rule)
+        self.serves_loopback().then(rule)
+    }
+
+    fn serves_loopback(&self) -> bool {
+        let scope = self.node.node_port_scope;
+        self.options.serves_loopback(self.family, scope)
     }
 
     fn to_node_ports(&self) -> Vec<Rule> {
@@ -172,16 +192,16 @@ impl<'a> Context<'a> {
                 )
                 .jump(NODE_PORTS)
         };
-        let loopback = self.options.serves_loopback(self.family);
-        match self.options.node_ports(self.family) {
-            NodePorts::Everywhere => {
+        let loopback = self.serves_loopback();
+        match self.node.node_port_scope {
+            NodePortScope::Everywhere => {
                 let rule = match loopback {
                     true => rule(),
                     false => rule().not_destination(Subnet::loopback(self.family)),
                 };
                 vec![rule.destination_is_local()]
             }
-            NodePorts::Listed { .. } => {
+            NodePortScope::Listed { .. } => {
                 let localhost = loopback.then_some(Subnet::host(Ipv4Addr::LOCALHOST.into()));
                 let listed = self.node.node_ports.iter().copied().map(Subnet::host);
                 localhost

@@ -6,6 +6,7 @@ use hostnet::vocab::Family;
 use hostnet::xtables;
 
 use super::apply::{IptablesBackend, IptablesError};
+use super::counters;
 use super::names::{FIREWALL, KUBELET_CANARY, is_of_port, is_shared};
 use super::options::Options;
 use super::program::{ProgramError, Variant};
@@ -44,7 +45,9 @@ pub fn remove() -> Result<usize, LeftoverError> {
             }
         }
     }
-    Ok(removed + remove_legacy()?)
+    removed += remove_legacy()?;
+    counters::remove();
+    Ok(removed)
 }
 
 /// Whether a chain is a proxy's: where there is a kubelet, KUBE-FIREWALL is the kubelet's too.

@@ -16,12 +16,15 @@
 //!   besides the plan;
 //! * `fixed`: what is there whatever the services are; `port`: what a service port is;
 //! * `saved`: what the kernel holds; `script`: the document that changes it; `diff`: from the one to the other;
+//! * `metrics`: what is told of it; `counters`: the kernel's, with which rules count packets;
 //! * `program`: the host's programs; `apply`: [`IptablesBackend`], which has them do it.
 
 mod apply;
+mod counters;
 mod diff;
 mod fixed;
 pub mod leftovers;
+mod metrics;
 mod names;
 mod options;
 mod port;
@@ -35,8 +38,9 @@ mod tests;
 use hostnet::vocab::Family;
 
 pub use apply::{IptablesBackend, IptablesError, route_localnet};
+pub use metrics::Metrics;
 pub use names::Naming;
-pub use options::{NodePorts, Options};
+pub use options::Options;
 pub use program::{ProgramError, Variant};
 
 use crate::plan::Ruleset;
@@ -46,7 +50,8 @@ pub fn rules(options: &Options, ruleset: &Ruleset) -> [String; 2] {
     Family::ALL.map(|family| {
         let rules = ruleset.family(family);
         let context = fixed::Context::new(family, options, rules);
-        diff::full(&context, rules, &saved::Saved::default()).to_string()
+        let planned = diff::full(&context, rules, &saved::Saved::default());
+        planned.script.to_string()
     })
 }
 

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use hostnet::vocab::Subnet;
+use hostnet::vocab::{Family, Subnet};
 
+use super::counters::LOCALHOST_PACKETS;
 use super::fixed::Context;
 use super::names::{
     Chain, Chains, EXTERNAL_SERVICES, MARK_MASQ, NODE_PORTS, Naming, PROXY_FIREWALL, SERVICES,
@@ -74,6 +75,9 @@ impl<'a> Port<'a> {
                     _ => SERVICES,
                 };
                 if frontend.inside != Verdict::Reject {
+                    if let Some(rule) = self.counted(external) {
+                        put((Table::Nat, place), rule);
+                    }
                     for rule in self.entrance(external, what) {
                         put((Table::Nat, place), rule);
                     }
@@ -201,6 +205,21 @@ impl<'a> Port<'a> {
             return vec![to().jump(MARK_MASQ), to().jump(self.chains.cluster())];
         }
         vec![to().jump(self.chains.external())]
+    }
+
+    /// The twin of a node port's entrance that counts what comes to a loopback address.
+    fn counted(&self, external: External<'_>) -> Option<Rule> {
+        let (frontend, options) = (external.frontend, self.context.options);
+        let is_wanted = frontend.at == At::NodePort
+            && self.context.family == Family::V4
+            && options.localhost_node_ports
+            && options.counts();
+        is_wanted.then(|| {
+            self.to(frontend, "")
+                .destination(Subnet::loopback(Family::V4))
+                .counted(LOCALHOST_PACKETS)
+                .jump(self.chains.external())
+        })
     }
 
     /// Whether an external frontend needs no chain of its own: of old, only where policy or sources asked for it.

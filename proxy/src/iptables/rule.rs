@@ -47,6 +47,8 @@ enum Match {
     Remembered(Family, Chain, NonZeroU32),
     /// Puts the source on this list.
     Remember(Family, Chain),
+    /// Is counted by the kernel's counter of this name.
+    Counted(&'static str),
 }
 
 /// What becomes of a packet that meets all conditions.
@@ -153,6 +155,10 @@ impl Rule {
         self.matching(Match::Remember(family, list))
     }
 
+    pub(super) fn counted(self, counter: &'static str) -> Rule {
+        self.matching(Match::Counted(counter))
+    }
+
     pub(super) fn jump(self, chain: impl Into<Chain>) -> Rule {
         self.target(Target::Jump(chain.into()))
     }
@@ -235,6 +241,8 @@ impl fmt::Display for Match {
                 "recent --rcheck --seconds {seconds} --reap --name {list} --mask {} --rsource",
                 mask(*family)
             ),
+            // It is saved with two spaces.
+            Match::Counted(counter) => write!(f, "nfacct --nfacct-name  {counter}"),
             Match::Remember(family, list) => write!(
                 f,
                 "recent --set --name {list} --mask {} --rsource",

@@ -49,6 +49,8 @@ struct Part {
     gone: Vec<Chain>,
     /// Lines for other people's chains.
     single: usize,
+    /// How many rules are written.
+    written: i64,
 }
 
 impl Script {
@@ -57,6 +59,7 @@ impl Script {
         let part = self.parts.entry(table).or_default();
         part.chains.insert(chain.into());
         part.rules.push_str(rules);
+        part.written += rules.lines().count() as i64;
     }
 
     /// Empties a chain and deletes it.
@@ -90,6 +93,11 @@ impl Script {
         (self.parts.values())
             .map(|part| part.chains.len() + part.single)
             .sum()
+    }
+
+    /// How many rules of our chains in a table are written.
+    pub(super) fn written(&self, table: Table) -> i64 {
+        self.parts.get(&table).map_or(0, |part| part.written)
     }
 
     pub(super) fn is_empty(&self) -> bool {

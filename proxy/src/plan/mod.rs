@@ -87,9 +87,24 @@ pub struct NodeRules {
     pub pods: PodTraffic,
     /// The addresses of this node at which node ports answer, none of them loopback. Empty: nowhere.
     pub node_ports: BTreeSet<IpAddr>,
+    /// The same, for a packet filter that knows this node's addresses by itself.
+    pub node_port_scope: NodePortScope,
     /// The networks that cluster IPs are taken from: packets to addresses in them that no Service has are dropped.
     /// No network within another.
     pub service_networks: BTreeSet<Subnet>,
+}
+
+/// Where node ports of a family answer, in as few words as the user gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodePortScope {
+    /// At every address of this node.
+    #[default]
+    Everywhere,
+    /// At [`NodeRules::node_ports`].
+    Listed {
+        /// And at 127.0.0.1, where the packet filter can serve that.
+        loopback: bool,
+    },
 }
 
 /// How a packet from a pod is told from a packet from elsewhere (kube-proxy's `detectLocalMode`).

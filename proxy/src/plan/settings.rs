@@ -1,11 +1,11 @@
 //! Owns what the user's configuration says about rules, and what follows from it for this node.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use hostnet::vocab::{Family, Subnet};
 
-use super::{NodeRules, PodTraffic};
+use super::{NodePortScope, NodeRules, PodTraffic};
 use crate::index::Node;
 
 /// The configuration as far as rules depend on it.
@@ -59,6 +59,23 @@ impl NodePortAddresses {
     pub fn needs_interfaces(&self) -> bool {
         matches!(self, Self::In(_))
     }
+
+    /// Where node ports of a family answer. One that no network is of has all addresses, and so has one that
+    /// everything is in.
+    pub fn scope(&self, family: Family) -> NodePortScope {
+        let Self::In(networks) = self else {
+            return NodePortScope::Listed { loopback: false };
+        };
+        let is_of_family = |network: &&Subnet| network.family() == family;
+        let networks: Vec<_> = networks.iter().filter(is_of_family).collect();
+        if networks.is_empty() || networks.contains(&&Subnet::any(family)) {
+            return NodePortScope::Everywhere;
+        }
+        let localhost = IpAddr::from(Ipv4Addr::LOCALHOST);
+        NodePortScope::Listed {
+            loopback: networks.iter().any(|network| network.contains(localhost)),
+        }
+    }
 }
 
 /// Those networks that are not within another of them.
@@ -84,6 +101,7 @@ pub(super) fn node_rules(
         service_networks: outermost(of_family.collect()),
         pods: pod_traffic(&settings.detect_local, family, node),
         node_ports: node_ports(settings, family, node, interfaces),
+        node_port_scope: settings.node_port_addresses.scope(family),
     }
 }
 
@@ -225,6 +243,25 @@ mod tests {
             at(&settings, Family::V6),
             "pods unknown, node ports at fd00:1::12"
         );
+    }
+
+    #[test]
+    fn the_scope_of_node_ports_is_kube_proxys() {
+        let of = |networks: &[&str]| {
+            let settings = node_ports(networks);
+            Family::ALL.map(|family| settings.node_port_addresses.scope(family))
+        };
+        let everywhere = NodePortScope::Everywhere;
+        let listed = |loopback| NodePortScope::Listed { loopback };
+        assert_eq!(of(&[]), [everywhere; 2]);
+        assert_eq!(of(&["10.0.0.0/8"]), [listed(false), everywhere]);
+        assert_eq!(
+            of(&["127.0.0.0/8", "fd00::/8"]),
+            [listed(true), listed(false)]
+        );
+        assert_eq!(of(&["10.0.0.0/8", "0.0.0.0/0", "::/0"]), [everywhere; 2]);
+        let primary = NodePortAddresses::Primary;
+        assert_eq!(primary.scope(Family::V4), listed(false));
     }
 
     #[test]

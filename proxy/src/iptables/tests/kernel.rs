@@ -5,15 +5,24 @@ use hostnet::vocab::Family;
 
 use crate::backend::Backend;
 use crate::fixtures::{self, SEED};
-use crate::iptables::{IptablesBackend, IptablesError, Naming, NodePorts, Options, Variant};
-use crate::plan::{Delta, Ruleset};
+use crate::iptables::{IptablesBackend, IptablesError, Naming, Options, Variant};
+use crate::plan::{Delta, NodePortAddresses, Ruleset, Settings};
 
 const VARIED: &str = include_str!("varied.yaml");
 const VARIANTS: [Variant; 2] = [Variant::Nft, Variant::Legacy];
 
 fn plan(yaml: &str) -> Ruleset {
+    plan_at(yaml, NodePortAddresses::In(Vec::new()))
+}
+
+/// With node ports at these addresses.
+fn plan_at(yaml: &str, node_port_addresses: NodePortAddresses) -> Ruleset {
     let mut index = fixtures::index(yaml);
-    fixtures::plan(&mut index, &fixtures::cluster_cidr("10.244.0.0/16"))
+    let settings = Settings {
+        node_port_addresses,
+        ..fixtures::cluster_cidr("10.244.0.0/16")
+    };
+    fixtures::plan(&mut index, &settings)
 }
 
 fn both() -> Ruleset {
@@ -123,16 +132,16 @@ fn changes_lead_to_what_a_full_pass_would_make() {
         both(),
         plan(SEED),
         plan(&SEED.replace("10.244.3.81", "10.244.3.82")),
-        plan(&SEED.replace("192.168.1.12", "192.168.1.13")),
+        plan_at(SEED, NodePortAddresses::Primary),
+        plan_at(
+            &SEED.replace("192.168.1.12", "192.168.1.13"),
+            NodePortAddresses::Primary,
+        ),
         plan(VARIED),
         Ruleset::default(),
         both(),
     ];
-    let listed = Options {
-        node_ports: [NodePorts::Listed { loopback: true }; 2],
-        ..Options::default()
-    };
-    for options in [listed, legacy_names()] {
+    for options in [Options::default(), legacy_names()] {
         let mut node = Node::new(Variant::Nft, options);
         node.replace(&plans[0]).unwrap();
         for pair in plans.windows(2) {
@@ -324,7 +333,9 @@ fn a_chain_of_our_name_that_iptables_cannot_change_is_named_and_nothing_is_done(
     let mut node = Node::new(Variant::Nft, Options::default());
     let chain = "KUBE-SERVICES { type nat hook prerouting priority -100; }";
     node.ns.sh("nft", &["add", "chain", "ip", "nat", chain]);
-    let rules = |node: &Node| node.ns.sh("nft", &["list", "ruleset"]);
+    let rules = |node: &Node| {
+        ["nat", "filter"].map(|table| node.ns.sh("nft", &["list", "table", "ip", table]))
+    };
     let before = rules(&node);
     let text = crate::run::chain(&node.replace(&both()).unwrap_err());
     assert!(
@@ -332,6 +343,12 @@ fn a_chain_of_our_name_that_iptables_cannot_change_is_named_and_nothing_is_done(
         "{text}"
     );
     assert_eq!(rules(&node), before);
+    // The other family is served all the same.
+    assert!(
+        node.saved()
+            .iter()
+            .any(|line| line.contains("-A KUBE-SERVICES -d fd00:"))
+    );
     node.ns
         .sh("nft", &["delete", "chain", "ip", "nat", "KUBE-SERVICES"]);
     assert!(node.replace(&both()).unwrap() > 0);

@@ -1,12 +1,20 @@
 //! The rules as people see them, of a plan that has each kind of frontend.
 
 use crate::fixtures::{self, SEED};
-use crate::iptables::{Naming, NodePorts, Options, rules};
-use crate::plan::Settings;
+use crate::iptables::{Naming, Options, rules};
+use crate::plan::{NodePortAddresses, Planner, Settings};
 
 fn document(options: &Options, yaml: &str, settings: &Settings) -> [String; 2] {
     let mut index = fixtures::index(yaml);
     rules(options, &fixtures::plan(&mut index, settings))
+}
+
+/// Pods are known by their network; node ports answer everywhere, as is this mode's default.
+fn settings() -> Settings {
+    Settings {
+        node_port_addresses: NodePortAddresses::In(Vec::new()),
+        ..fixtures::cluster_cidr("10.244.0.0/16")
+    }
 }
 
 fn legacy() -> Options {
@@ -18,7 +26,7 @@ fn legacy() -> Options {
 
 #[test]
 fn the_worked_example() {
-    let settings = fixtures::cluster_cidr("10.244.0.0/16");
+    let settings = settings();
     let [v4, v6] = document(&Options::default(), SEED, &settings);
     insta::assert_snapshot!("worked_example", v4);
     assert!(
@@ -29,7 +37,7 @@ fn the_worked_example() {
 
 #[test]
 fn the_worked_example_with_the_names_of_old() {
-    let settings = fixtures::cluster_cidr("10.244.0.0/16");
+    let settings = settings();
     let [v4, _] = document(&legacy(), SEED, &settings);
     insta::assert_snapshot!("worked_example_legacy", v4);
 }
@@ -39,7 +47,7 @@ const VARIED: &str = include_str!("varied.yaml");
 
 #[test]
 fn every_kind_of_frontend() {
-    let settings = fixtures::cluster_cidr("10.244.0.0/16");
+    let settings = settings();
     insta::assert_snapshot!(
         "varied",
         document(&Options::default(), VARIED, &settings).concat()
@@ -49,14 +57,25 @@ fn every_kind_of_frontend() {
 
 #[test]
 fn node_ports_at_some_addresses() {
-    let settings = fixtures::cluster_cidr("10.244.0.0/16");
-    let at = |loopback, localhost_node_ports| {
+    let at = |networks: &[&str], localhost_node_ports| {
         let options = Options {
             localhost_node_ports,
-            node_ports: [NodePorts::Listed { loopback }; 2],
             ..Options::default()
         };
-        let [v4, _] = document(&options, SEED, &settings);
+        let networks = networks.iter().map(|text| text.parse().unwrap()).collect();
+        let mut planner = Planner::new(Settings {
+            node_port_addresses: NodePortAddresses::In(networks),
+            ..Settings::default()
+        });
+        planner.set_interfaces(
+            ["127.0.0.1", "192.168.1.12", "10.9.0.1"]
+                .map(|a| a.parse().unwrap())
+                .into(),
+        );
+        let mut index = fixtures::index(SEED);
+        let dirty = index.take_dirty();
+        planner.update(&index, &dirty);
+        let [v4, _] = rules(&options, planner.ruleset());
         let rules = v4
             .lines()
             .filter(|line| line.ends_with("-j KUBE-NODEPORTS"));
@@ -67,12 +86,17 @@ fn node_ports_at_some_addresses() {
             firewall,
         )
     };
-    assert_eq!(at(false, true), ("192.168.1.12/32".to_owned(), false));
-    assert_eq!(at(true, false), ("192.168.1.12/32".to_owned(), false));
+    let far: &[&str] = &["192.168.0.0/16"];
+    assert_eq!(at(far, true), ("192.168.1.12/32".to_owned(), false));
+    let near: &[&str] = &["192.168.0.0/16", "127.0.0.0/8"];
+    assert_eq!(at(near, false), ("192.168.1.12/32".to_owned(), false));
     assert_eq!(
-        at(true, true),
+        at(near, true),
         ("127.0.0.1/32 192.168.1.12/32".to_owned(), true)
     );
+    // By default at all of them, of which iptables knows by itself.
+    assert_eq!(at(&[], true), (String::new(), true));
+    assert_eq!(at(&[], false), ("127.0.0.0/8".to_owned(), false));
 }
 
 #[test]

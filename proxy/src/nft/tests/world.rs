@@ -142,7 +142,7 @@ impl World {
         let node = NodeRules {
             pods: PodTraffic::From(vec![network.parse().unwrap()]),
             node_ports: BTreeSet::from([self.at("outside.1")]),
-            service_networks: BTreeSet::new(),
+            ..NodeRules::default()
         };
         let ports = services
             .into_iter()
