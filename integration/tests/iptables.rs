@@ -10,6 +10,7 @@ use integration::machine::root::ASSETS;
 use integration::machine::{ADMIN_CONF, Machine};
 use integration::upstream::Program;
 use integration::wait;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const KUBE_PROXY: &str = "kube-proxy";
@@ -194,19 +195,52 @@ fn difference(ours: &Machine, theirs: &Machine) -> String {
     text
 }
 
+/// A Service of more endpoints than rules are commented for, as so many slices.
+fn large() -> (Value, Vec<Value>) {
+    const SLICES: usize = 11;
+    const OF_EACH: usize = 100;
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "large", "namespace": "default"},
+        "spec": {"ports": [{"port": 80, "targetPort": 8080}]},
+    });
+    let slice = |n: usize| {
+        let endpoint = |host| json!({"addresses": [format!("10.244.{}.{host}", 100 + n)], "conditions": {"ready": true}});
+        json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": format!("large-{n}"),
+                "namespace": "default",
+                "labels": {"kubernetes.io/service-name": "large"},
+            },
+            "addressType": "IPv4",
+            "endpoints": (1..=OF_EACH).map(endpoint).collect::<Vec<_>>(),
+            "ports": [{"port": 8080, "protocol": "TCP"}],
+        })
+    };
+    (service, (0..SLICES).map(slice).collect())
+}
+
 fn start(lab: &Lab) -> (&Machine, &Machine) {
     let ours = lab.node("one").unwrap().machine();
     let theirs = lab.node("two").unwrap().machine();
+    start_theirs(theirs);
     let kubeconfig = format!("--kubeconfig={ADMIN_CONF}");
-    let program = format!("{ASSETS}/{KUBE_PROXY}");
-    let mut argv = vec![program.as_str(), &kubeconfig];
-    argv.extend(FLAGS.iter().chain(&LEAVE_ALONE));
-    theirs.spawn(KUBE_PROXY, &argv, &[]).unwrap();
     let mut argv = vec!["/opt/twill/twill-proxy", &kubeconfig];
     argv.extend(FLAGS);
     argv.push("--conntrack-min=0");
     ours.spawn(TWILL_PROXY, &argv, &[]).unwrap();
     (ours, theirs)
+}
+
+fn start_theirs(theirs: &Machine) {
+    let kubeconfig = format!("--kubeconfig={ADMIN_CONF}");
+    let program = format!("{ASSETS}/{KUBE_PROXY}");
+    let mut argv = vec![program.as_str(), &kubeconfig];
+    argv.extend(FLAGS.iter().chain(&LEAVE_ALONE));
+    theirs.spawn(KUBE_PROXY, &argv, &[]).unwrap();
 }
 
 #[track_caller]
@@ -263,4 +297,25 @@ fn the_rules_are_kube_proxys() {
         ours.run(line).unwrap();
         wait_equal(ours, theirs);
     }
+
+    // A large cluster's rules go without comments: kube-proxy's where it writes them anew.
+    let (service, slices) = large();
+    for object in slices.iter().chain([&service]) {
+        lab.api().apply(object).unwrap();
+    }
+    theirs.stop(KUBE_PROXY, Signal::SIGTERM).unwrap();
+    start_theirs(theirs);
+    wait_equal(ours, theirs);
+    let rules = rules(ours);
+    let commented = |rule: &&String| rule.contains("--comment");
+    let of_endpoints = rules
+        .iter()
+        .filter(|(chain, _)| chain.starts_with("iptables-nft-save nat KUBE-SEP-"));
+    assert_eq!(
+        of_endpoints
+            .flat_map(|(_, rules)| rules)
+            .filter(commented)
+            .count(),
+        0
+    );
 }
