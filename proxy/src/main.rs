@@ -57,6 +57,8 @@ fn print(args: &RenderArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    // What is saved, and what iptables takes and gives, is large, and soon done with.
+    hostnet::memory::map_large_blocks();
     if args.cleanup {
         agent::logging::init(&args.log, &["proxy"])?;
         let mode = (args.proxy_mode.as_deref())
