@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use integration::lab::Lab;
 use integration::objects::{self, Endpoint};
 use integration::traffic::{self, Transport};
-use integration::{Node, wait};
+use integration::{Node, http, wait};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::events::v1::Event;
 use nix::sys::signal::Signal;
@@ -136,6 +136,15 @@ fn a_lock_that_is_held_for_long_is_named_and_rules_stay_until_it_is_free() {
     wait_log(one, "fuser /run/xtables.lock");
     assert_eq!(saved(one), before);
     wait_answer(one, "10.96.0.80:80");
+    // It is counted as kube-proxy counts it: the first that failed was one of a change.
+    let server = SocketAddr::from(([127, 0, 0, 1], 10_249));
+    let metrics = http::get(one.machine().netns(), server, "/metrics").unwrap();
+    for kind in ["", "partial_"] {
+        let name = format!("kubeproxy_sync_proxy_rules_iptables_{kind}restore_failures_total");
+        let failed = format!("{name}{{ip_family=\"IPv4\"}} ");
+        assert!(metrics.body.contains(&failed), "{}", metrics.body);
+    }
+    assert!(!metrics.body.contains("nftables"), "{}", metrics.body);
     stop(one, "holder");
     wait_answer(one, "10.96.0.81:80");
 }
@@ -168,21 +177,135 @@ fn with_a_program_that_is_too_old_rules_stay_and_the_remedy_is_named() {
     let before = saved(one);
     stop(one, TWILL_PROXY);
     write(&lab, "late", "10.96.0.81", NODE_PORT + 1);
-    // It says of itself that it is old, and does everything else.
-    let script = "#!/bin/sh\n\
-        [ \"$1\" = --version ] && exec echo iptables-restore v1.4.21\n\
-        exec /usr/sbin/iptables-legacy-restore \"$@\"\n";
-    let old = "/run/old/iptables-legacy-restore";
-    one.machine().write(old, script).unwrap();
-    one.machine().run(&format!("chmod +x {old}")).unwrap();
-    let path = "PATH=/run/old:/usr/sbin:/usr/bin:/sbin:/bin";
-    start_by(one, &["/usr/bin/env", path], &legacy);
-    wait_log(
-        one,
-        "is too old, it says `iptables-restore v1.4.21`: --wait and --random-fully came with 1.6.2; install iptables",
-    );
-    assert_eq!(saved(one), before);
-    wait_answer(one, "10.96.0.80:80");
+    // One that tells its release, and one from before that could be asked: it complains, and reads its input.
+    let dated = ["echo iptables-restore v1.6.1", "iptables-restore v1.6.1"];
+    let undated = [
+        "echo iptables-restore: unrecognized option \\'--version\\' >&2",
+        "iptables-restore: unrecognized option '--version'",
+    ];
+    for [answer, said] in [dated, undated] {
+        // It does everything else.
+        let script = format!(
+            "#!/bin/sh\nif [ \"$1\" = --version ]; then {answer}; exec cat; fi\n\
+             exec /usr/sbin/iptables-legacy-restore \"$@\"\n"
+        );
+        let old = "/run/old/iptables-legacy-restore";
+        one.machine().write(old, &script).unwrap();
+        one.machine().run(&format!("chmod +x {old}")).unwrap();
+        let path = "PATH=/run/old:/usr/sbin:/usr/bin:/sbin:/bin";
+        start_by(one, &["/usr/bin/env", path], &legacy);
+        let wanted = format!(
+            "is too old, it says `{said}`: --wait and --random-fully came with 1.6.2; install iptables"
+        );
+        wait_log(one, &wanted);
+        assert_eq!(saved(one), before);
+        wait_answer(one, "10.96.0.80:80");
+        stop(one, TWILL_PROXY);
+    }
+}
+
+#[test]
+fn what_listens_at_127_0_0_1_is_for_this_node_alone() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    let local = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), TARGET);
+    let argv = ["/opt/twill/lab", "serve", "local", &TARGET.to_string()];
+    one.machine().spawn("server", &argv, &[]).unwrap();
+    wait_answer(one, &local.to_string());
+    // A neighbour that sends to 127.0.0.1 by way of the node: with `route_localnet` alone it gets an answer.
+    let neighbour = lab.node("two").unwrap().machine();
+    let localnet = "sysctl -q -w net.ipv4.conf.all.route_localnet=1";
+    let through = format!("ip route add 127.0.0.1 via {}", one.ip());
+    for line in [localnet, "ip address del 127.0.0.1/8 dev lo", &through] {
+        neighbour.run(line).unwrap();
+    }
+    one.machine().run(localnet).unwrap();
+    let ask = || traffic::ask(neighbour.netns(), Transport::Tcp, local);
+    let asked = wait::until("an answer to the neighbour", wait::PATIENCE, || Ok(ask())).unwrap();
+    assert_eq!(asked.server, "local");
+    start(one, &[]);
+    wait_answer(one, &format!("127.0.0.1:{NODE_PORT}"));
+    assert!(ask().is_err(), "the neighbour still gets an answer");
+    wait_answer(one, &local.to_string());
+}
+
+#[test]
+fn addresses_of_node_ports_follow_the_configuration_file() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    one.machine()
+        .run("ip address add 192.0.2.1/32 dev lo")
+        .unwrap();
+    let config = |addresses: &str| {
+        let yaml = format!(
+            "apiVersion: kubeproxy.config.k8s.io/v1alpha1\n\
+             kind: KubeProxyConfiguration\n\
+             mode: iptables\n\
+             nodePortAddresses: [{addresses}]\n"
+        );
+        one.machine().write("/etc/twill/proxy.yaml", &yaml).unwrap();
+    };
+    let answers = |address: &str, wanted: bool| {
+        let at: SocketAddr = format!("{address}:{NODE_PORT}").parse().unwrap();
+        wait::until("node ports where they shall be", wait::PATIENCE, || {
+            let asked = traffic::ask(one.machine().netns(), Transport::Tcp, at);
+            Ok(wait::holds(
+                asked.is_ok() == wanted,
+                &format!("{at}: {asked:?}"),
+            ))
+        })
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", one.machine().last_words(TWILL_PROXY)));
+    };
+    config("");
+    start(one, &["--config=/etc/twill/proxy.yaml"]);
+    let own = one.ip().to_string();
+    for address in [&*own, "192.0.2.1", "127.0.0.1"] {
+        answers(address, true);
+    }
+    config("192.0.2.0/24");
+    answers(&own, false);
+    answers("192.0.2.1", true);
+    answers("127.0.0.1", false);
+    config("127.0.0.0/8");
+    answers("127.0.0.1", true);
+    answers("192.0.2.1", false);
+    // An address that comes later.
+    config("203.0.113.0/24");
+    answers("127.0.0.1", false);
+    one.machine()
+        .run("ip address add 203.0.113.1/32 dev lo")
+        .unwrap();
+    answers("203.0.113.1", true);
+    config("");
+    answers(&own, true);
+}
+
+#[test]
+fn another_variant_leaves_nothing_in_the_tables_of_the_one_before() {
+    let lab = lab();
+    let one = lab.node("one").unwrap();
+    let chains = |variant: &str| {
+        let save = |program| {
+            one.machine()
+                .run(&format!("{program}-{variant}-save"))
+                .unwrap()
+        };
+        let texts = ["iptables", "ip6tables"].map(save);
+        texts.concat().matches("KUBE-").count()
+    };
+    let mut other = "nft";
+    for variant in ["legacy", "nft", "legacy"] {
+        start(one, &[&format!("--iptables-variant={variant}")]);
+        wait_log(one, "rules are in line with all Services");
+        wait::until("the tables of one variant", wait::PATIENCE, || {
+            let is_alone = chains(variant) > 0 && chains(other) == 0;
+            Ok(wait::holds(is_alone, "both have chains"))
+        })
+        .unwrap();
+        wait_answer(one, "10.96.0.80:80");
+        stop(one, TWILL_PROXY);
+        other = variant;
+    }
 }
 
 #[test]

@@ -147,7 +147,7 @@ pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result
                     .events
                     .contradicted(&config.hostname, variant, others);
             }
-            let backend = Successor::new(backend, Others::OfIptables);
+            let backend = Successor::new(backend, Others::OfIptables(variant));
             service.run(backend, updates, stop).await
         }
     }

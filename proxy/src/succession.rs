@@ -4,7 +4,7 @@ use hostnet::nft::{Change, Error, Nft, TableId};
 use hostnet::vocab::Family;
 
 use crate::backend::{Applied, Backend};
-use crate::iptables::leftovers;
+use crate::iptables::{Variant, leftovers};
 use crate::nft::NftBackend;
 use crate::plan::{Delta, Ruleset};
 use crate::run::chain;
@@ -24,8 +24,9 @@ pub struct Successor<B> {
 pub enum Others {
     /// Where we are nf_tables ourselves: chains of iptables, and kube-proxy's table.
     OfNftables,
-    /// Where we are iptables ourselves, which takes kube-proxy's chains over: tables in nf_tables.
-    OfIptables,
+    /// Where we are this variant of iptables ourselves, which takes kube-proxy's chains in its tables over: tables in
+    /// nf_tables, and chains in the other variant's.
+    OfIptables(Variant),
 }
 
 /// Why rules could not be removed.
@@ -43,9 +44,13 @@ impl Others {
             Others::OfNftables => kube_proxys_tables()
                 .map_err(box_error)
                 .and_then(|ops| Ok(ops + leftovers::remove().map_err(box_error)?)),
-            Others::OfIptables => kube_proxys_tables()
+            Others::OfIptables(variant) => kube_proxys_tables()
                 .map_err(box_error)
-                .and_then(|ops| Ok(ops + our_tables()?)),
+                .and_then(|ops| Ok(ops + our_tables()?))
+                .and_then(|ops| {
+                    let removed = leftovers::remove_of(variant.other());
+                    Ok(ops + removed.map_err(box_error)?)
+                }),
         };
         removed.map_err(RemoveError)
     }
@@ -162,7 +167,7 @@ mod tests {
     use hostnet::testkit::{Ns, ask_tcp, require_tool, wait_until};
 
     use super::*;
-    use crate::iptables::{IptablesBackend, Naming, Options, Variant};
+    use crate::iptables::{IptablesBackend, Naming, Options};
     use crate::nft::tests::world::{Service, World};
 
     /// What is in the kernel of a proxy's, by the programs that people use.
@@ -189,7 +194,8 @@ mod tests {
             naming,
             ..Options::default()
         };
-        Successor::new(IptablesBackend::new(options, variant), Others::OfIptables)
+        let backend = IptablesBackend::new(options, variant);
+        Successor::new(backend, Others::OfIptables(variant))
     }
 
     /// Runs `switch` while connects go to the cluster IP and to the node port. None of them may fail.
@@ -251,6 +257,10 @@ mod tests {
             under_a_stream_of_connects(&world, nft);
             under_a_stream_of_connects(&world, || to_iptables(Naming::Today, Variant::Legacy));
             under_a_stream_of_connects(&world, nft);
+            // And from one variant of iptables to the other.
+            to_iptables(Naming::Today, Variant::Nft);
+            under_a_stream_of_connects(&world, || to_iptables(Naming::Today, Variant::Legacy));
+            under_a_stream_of_connects(&world, || to_iptables(Naming::Today, Variant::Nft));
         }
     }
 

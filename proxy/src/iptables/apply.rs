@@ -180,7 +180,7 @@ impl IptablesBackend {
             return Ok(0);
         }
         let ours = RefCell::new(&mut self.ours);
-        self.programs.restore(family, &script.to_string(), |id| {
+        self.programs.restore(family, script, |id| {
             let mut ours = ours.borrow_mut();
             ours.push_back(id);
             if ours.len() > REMEMBERED {

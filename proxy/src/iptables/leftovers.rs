@@ -30,6 +30,23 @@ pub enum LeftoverError {
 /// # Errors
 /// [`LeftoverError`]: some of them may be gone.
 pub fn remove() -> Result<usize, LeftoverError> {
+    let removed = remove_of(Variant::Nft)? + remove_of(Variant::Legacy)?;
+    counters::remove();
+    Ok(removed)
+}
+
+/// As [`remove`], from the tables of one variant alone.
+///
+/// # Errors
+/// As [`remove`].
+pub fn remove_of(variant: Variant) -> Result<usize, LeftoverError> {
+    match variant {
+        Variant::Nft => remove_nft(),
+        Variant::Legacy => remove_legacy(),
+    }
+}
+
+fn remove_nft() -> Result<usize, LeftoverError> {
     let mut nft = Nft::open()?;
     let mut removed = 0;
     for family in Family::ALL {
@@ -45,8 +62,6 @@ pub fn remove() -> Result<usize, LeftoverError> {
             }
         }
     }
-    removed += remove_legacy()?;
-    counters::remove();
     Ok(removed)
 }
 

@@ -1,7 +1,7 @@
 //! Owns the programs: which of the kernel's two iptables the host uses, and running `iptables-save` and
 //! `iptables-restore` of that kind.
 
-use std::io::{self, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -10,9 +10,13 @@ use hostnet::vocab::Family;
 use hostnet::xtables;
 
 use super::names::KUBELET_CANARY;
+use super::script::Script;
 
 /// How long the lock is waited for that other iptables programs hold, in seconds.
 const LOCK: u32 = 5;
+
+/// As much as a pipe takes at once.
+const PIPE: usize = 64 << 10;
 
 /// Before this release `iptables-restore` knows no `--wait`, and no rule `--random-fully`. kube-proxy's
 /// `WaitRestoreMinVersion` and `RandomFullyMinVersion`.
@@ -63,11 +67,16 @@ impl Variant {
 
     /// The other one, if hints of others say that the host uses that, and none that it uses this.
     pub fn contradicted(self) -> Option<Variant> {
-        let other = match self {
+        let other = self.other();
+        (other.has_hint() && !self.has_hint()).then_some(other)
+    }
+
+    /// The other one.
+    pub fn other(self) -> Variant {
+        match self {
             Variant::Nft => Variant::Legacy,
             Variant::Legacy => Variant::Nft,
-        };
-        (other.has_hint() && !self.has_hint()).then_some(other)
+        }
     }
 
     fn has_hint(self) -> bool {
@@ -188,19 +197,18 @@ impl Programs {
     /// Whether the programs do what is asked of them here. Those that do not say of which release they are pass.
     pub(super) fn check(self, family: Family) -> Result<(), ProgramError> {
         let (program, mut command) = self.command(family, "restore");
-        match finished(&program, command.arg("--version").output(), "") {
-            Ok(output) => {
-                let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-                match version(&said) {
-                    Some(version) if version < LEAST => Err(ProgramError::TooOld { program, said }),
-                    _ => Ok(()),
-                }
-            }
-            // Releases before 1.6.2 do not know the option.
-            Err(ProgramError::Failed { said, .. }) if said.contains("unrecognized option") => {
-                Err(ProgramError::TooOld { program, said })
-            }
-            Err(error) => Err(error),
+        let output = command.arg("--version").stdin(Stdio::null()).output();
+        let output = finished(&program, output, None)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        let (said, complaint) = (text(&output.stdout), text(&output.stderr));
+        match version(&said) {
+            Some(version) if version < LEAST => Err(ProgramError::TooOld { program, said }),
+            // Those that do not know the option complain, and go on to read a document: here an empty one.
+            None if complaint.contains("unrecognized option") => Err(ProgramError::TooOld {
+                program,
+                said: complaint,
+            }),
+            _ => Ok(()),
         }
     }
 
@@ -208,15 +216,16 @@ impl Programs {
     pub(super) fn save(self, family: Family) -> Result<String, ProgramError> {
         let (program, mut command) = self.command(family, "save");
         let output = command.output();
-        let output = finished(&program, output, "")?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let output = finished(&program, output, None)?;
+        Ok(String::from_utf8(output.stdout)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
     /// Applies a document, and tells `started` the id of the process that does so.
     pub(super) fn restore(
         self,
         family: Family,
-        document: &str,
+        document: &Script,
         started: impl FnOnce(u32),
     ) -> Result<(), ProgramError> {
         let (program, mut command) = self.command(family, "restore");
@@ -228,13 +237,14 @@ impl Programs {
         let run = || {
             let mut child = command.spawn()?;
             started(child.id());
-            if let Some(mut stdin) = child.stdin.take() {
+            if let Some(stdin) = child.stdin.take() {
+                let mut stdin = BufWriter::with_capacity(PIPE, stdin);
                 // Who refuses a line does not read on: what it says is worth more than that.
-                let _ = stdin.write_all(document.as_bytes());
+                let _ = write!(stdin, "{document}").and_then(|()| stdin.flush());
             }
             child.wait_with_output()
         };
-        finished(&program, run(), document).map(|_| ())
+        finished(&program, run(), Some(document)).map(|_| ())
     }
 
     fn command(self, family: Family, command: &str) -> (String, Command) {
@@ -247,7 +257,7 @@ impl Programs {
 fn finished(
     program: &str,
     output: io::Result<Output>,
-    document: &str,
+    document: Option<&Script>,
 ) -> Result<Output, ProgramError> {
     let program = program.to_owned();
     let output = match output {
@@ -270,12 +280,15 @@ fn finished(
     if said.contains("xtables lock") {
         return Err(ProgramError::Locked(program));
     }
-    let rule = line_number(&said).and_then(|line| Some((line, document.lines().nth(line - 1)?)));
+    let rule = line_number(&said).and_then(|line| {
+        let document = document?.to_string();
+        Some((line, document.lines().nth(line - 1)?.to_owned()))
+    });
     Err(match rule {
         Some((line, rule)) => ProgramError::Line {
             program,
             line,
-            rule: rule.to_owned(),
+            rule,
             said,
         },
         None if said.is_empty() => ProgramError::Failed {

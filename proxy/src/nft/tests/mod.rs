@@ -2,6 +2,6 @@
 
 mod listing;
 mod model;
-mod packets;
+pub(crate) mod packets;
 mod table;
 pub(crate) mod world;

@@ -23,7 +23,7 @@ fn for_both_families(check: impl Fn(World)) {
 }
 
 /// Who asks where, and which source the server shall see.
-fn expectations(world: &World) -> Vec<(&Ns, String, std::net::IpAddr)> {
+pub(crate) fn expectations(world: &World) -> Vec<(&Ns, String, std::net::IpAddr)> {
     let bridge = world.at("pods.1");
     vec![
         // From outside the pod network, a cluster IP is masqueraded; a node port always is.
@@ -97,7 +97,7 @@ fn connections_spread_evenly() {
 }
 
 /// The servers that these clients reach, each at both addresses of the service, twice: one and the same.
-fn choices(world: &World, clients: &[IpAddr]) -> Vec<String> {
+pub(crate) fn choices(world: &World, clients: &[IpAddr]) -> Vec<String> {
     clients
         .iter()
         .map(|client| {
