@@ -9,8 +9,8 @@
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
-use futures::{StreamExt, TryStreamExt, future};
-use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
+use futures::{StreamExt, TryStreamExt, future, stream};
+use http_body_util::{BodyExt, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     Request, Response,
     body::{Bytes, Frame},
@@ -110,7 +110,7 @@ struct TypeMeta {
     kind: String,
 }
 
-/// `Status`, which a watch brings when it fails.
+/// `Status`, which a watch brings when it fails, and which is the answer where there is to be none.
 #[derive(Clone, PartialEq, Message, Serialize)]
 struct Status {
     #[prost(string, tag = "2")]
@@ -184,9 +184,17 @@ where
 {
     let kind = response.headers().get(CONTENT_TYPE);
     let is_protobuf = kind.is_some_and(|kind| kind.as_bytes().starts_with(PROTOBUF.as_bytes()));
+    let is_refused = !response.status().is_success();
     response.map(|body| {
         if !is_protobuf {
             return body.map_err(Into::into).boxed_unsync();
+        }
+        if is_refused {
+            let refusal = async move {
+                let whole = Limited::new(body, LONGEST).collect().await?.to_bytes();
+                Ok(Frame::data(Bytes::from(refusal(whole)?)))
+            };
+            return StreamBody::new(stream::once(refusal)).boxed_unsync();
         }
         let mut events = Events::<K>::default();
         let lines = body
@@ -242,17 +250,29 @@ impl<K: Message + Default + Serialize> Events<K> {
     }
 }
 
+/// An object that is behind no length, and in an envelope, as one in an event is.
+fn opened(mut raw: Bytes) -> Result<(TypeMeta, Bytes), Unreadable> {
+    if !raw.starts_with(b"k8s\0") {
+        return Err(Unreadable::NoEnvelope);
+    }
+    let Envelope { of, object } = Envelope::decode(raw.split_off(4))?;
+    Ok((of.unwrap_or_default(), object))
+}
+
+/// The API server's word that there is nothing to watch, and why, in JSON.
+fn refusal(body: Bytes) -> Result<Vec<u8>, Unreadable> {
+    let (of, object) = opened(body)?;
+    let object = Status::decode(object)?;
+    Ok(serde_json::to_vec(&Typed { of, object })?)
+}
+
 fn write_line<K: Message + Default + Serialize>(
     event: Bytes,
     lines: &mut Vec<u8>,
 ) -> Result<(), Unreadable> {
     let event = WatchEvent::decode(event)?;
-    let mut raw = event.object.unwrap_or_default().raw;
-    if !raw.starts_with(b"k8s\0") {
-        return Err(Unreadable::NoEnvelope);
-    }
-    let Envelope { of, object } = Envelope::decode(raw.split_off(4))?;
-    let (r#type, of) = (&*event.kind, of.unwrap_or_default());
+    let (of, object) = opened(event.object.unwrap_or_default().raw)?;
+    let r#type = &*event.kind;
     if of.kind == "Status" {
         let object = Typed {
             object: Status::decode(object)?,

@@ -36,10 +36,14 @@ fn number(field: u32, value: u64) -> Vec<u8> {
     bytes
 }
 
-fn event(kind: &str, object_kind: &str, object: &[u8]) -> Vec<u8> {
+fn enveloped(object_kind: &str, object: &[u8]) -> Vec<u8> {
     let types = [part(1, "v1"), part(2, object_kind)].concat();
     let envelope = [part(1, types), part(2, object), part(3, "")].concat();
-    let raw = [&b"k8s\0"[..], &envelope].concat();
+    [&b"k8s\0"[..], &envelope].concat()
+}
+
+fn event(kind: &str, object_kind: &str, object: &[u8]) -> Vec<u8> {
+    let raw = enveloped(object_kind, object);
     let event = [part(1, kind), part(2, part(1, raw))].concat();
     [&(event.len() as u32).to_be_bytes()[..], &event].concat()
 }
@@ -138,6 +142,35 @@ fn events_come_in_pieces_of_any_size() {
         let pieces = bytes.chunks(size).map(|piece| reader.read(piece).unwrap());
         assert_eq!(pieces.collect::<Vec<_>>().concat(), whole, "{size}");
         assert!(reader.waiting.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_what_the_api_server_says() {
+    let why = "nodes is forbidden";
+    let status = [
+        part(2, "Failure"),
+        part(3, why),
+        part(4, "Forbidden"),
+        number(6, 403),
+    ];
+    let body = enveloped("Status", &status.concat());
+    let answer = service_fn(move |_: Request<Body>| {
+        let body = Body::from(body.clone());
+        let response = Response::builder()
+            .status(403)
+            .header(CONTENT_TYPE, PROTOBUF);
+        future::ready(response.body(body))
+    });
+    let client = client::<Node>(Client::new(answer, "default"));
+    let nodes = kube::Api::<k8s_openapi::api::core::v1::Node>::all(client);
+    let refused = nodes.watch(&kube::api::WatchParams::default(), "0").await;
+    match refused.map(drop) {
+        Err(kube::Error::Api(status)) => {
+            assert!(status.is_forbidden());
+            assert_eq!((&*status.message, status.code), (why, 403));
+        }
+        other => panic!("{other:?}"),
     }
 }
 
