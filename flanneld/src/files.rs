@@ -117,7 +117,8 @@ fn ensure(path: &Path, text: &str, written: &mut Vec<PathBuf>) -> Result<Option<
             source,
         })?;
     }
-    atomic_file::replace(path, text.as_bytes(), 0o644).map_err(|error| Error::Write { error })?;
+    atomic_file::replace_watched(path, text.as_bytes(), 0o644)
+        .map_err(|error| Error::Write { error })?;
     written.push(path.into());
     Ok(found)
 }

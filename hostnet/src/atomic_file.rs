@@ -47,6 +47,42 @@ pub fn replace(path: impl AsRef<Path>, contents: &[u8], mode: u32) -> Result<(),
     })
 }
 
+/// The same in a directory that another program reads whenever something in it is written, renamed or removed, as
+/// container runtimes do with CNI's: what makes it look is the file's new name, and nothing before that.
+///
+/// The contents are staged in a folder beside the file, where no one looks. From there the file gets a first name in the
+/// directory, and then its own by renaming: runtimes pass over what appears, and react to what is renamed.
+pub fn replace_watched(
+    path: impl AsRef<Path>,
+    contents: &[u8],
+    mode: u32,
+) -> Result<(), WriteError> {
+    let path = path.as_ref();
+    let write = || {
+        let directory = directory_of(path);
+        let folder = directory.join(format!(
+            ".{}.new",
+            path.file_name().unwrap_or_default().to_string_lossy()
+        ));
+        // One that a killed process has left.
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder)?;
+        }
+        std::fs::create_dir(&folder)?;
+        let written = Named::stage(&folder, path, contents, mode, Sync::Now).and_then(|staged| {
+            let linked = Named::link(directory, &staged)?;
+            linked.rename_to(path)
+        });
+        std::fs::remove_dir_all(&folder)?;
+        written?;
+        sync_directory(directory)
+    };
+    write().map_err(|source| WriteError {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// Writes a file that must not exist yet: of several that try at once, one succeeds, and the
 /// others' error [`WriteError::is_exists`].
 pub fn create(path: impl AsRef<Path>, contents: &[u8], mode: u32) -> Result<(), WriteError> {
@@ -159,6 +195,19 @@ impl Named {
         Ok(staged)
     }
 
+    /// A second name for what is staged elsewhere.
+    fn link(directory: &Path, staged: &Named) -> io::Result<Named> {
+        let linked = Named {
+            path: directory.join(staged.path.file_name().unwrap_or_default()),
+        };
+        // One of a killed process whose number is now ours.
+        match std::fs::remove_file(&linked.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => std::fs::hard_link(&staged.path, &linked.path)?,
+        }
+        Ok(linked)
+    }
+
     fn rename_to(self, path: &Path) -> io::Result<()> {
         // What is left to take away when this is dropped is a name that is no more.
         std::fs::rename(&self.path, path)
@@ -221,16 +270,46 @@ mod tests {
     }
 
     #[test]
+    fn a_watched_directory_says_nothing_before_the_file_has_its_name() {
+        use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("10-flannel.conflist");
+        for text in ["one", "two"] {
+            let watch = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+            // What fsnotify calls Write, Rename and Remove: containerd reads the directory at each.
+            let looks =
+                AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_DELETE;
+            watch.add_watch(dir.path(), looks).unwrap();
+            replace_watched(&path, text.as_bytes(), 0o644).unwrap();
+            let events = watch.read_events().unwrap();
+            assert_eq!(events[0].mask, AddWatchFlags::IN_MOVED_FROM, "{events:?}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+            assert_eq!(mode(&path), 0o644);
+            assert_eq!(names(dir.path()), ["10-flannel.conflist"]);
+        }
+        // What a process that was killed has left is in nobody's way.
+        std::fs::create_dir(dir.path().join(".10-flannel.conflist.new")).unwrap();
+        replace_watched(&path, b"three", 0o644).unwrap();
+        assert_eq!(names(dir.path()), ["10-flannel.conflist"]);
+    }
+
+    #[test]
     fn a_failed_replace_keeps_the_old_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("occupied");
         std::fs::create_dir(&path).unwrap();
-        let error = replace(&path, b"x", 0o644).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            format!("cannot write {}", path.display())
-        );
-        assert_eq!(names(dir.path()), ["occupied"]);
+        let replaced = [
+            replace(&path, b"x", 0o644),
+            replace_watched(&path, b"x", 0o644),
+        ];
+        for error in replaced {
+            assert_eq!(
+                error.unwrap_err().to_string(),
+                format!("cannot write {}", path.display())
+            );
+            assert_eq!(names(dir.path()), ["occupied"]);
+        }
     }
 
     #[test]

@@ -60,6 +60,15 @@ fn install(cluster: &Cluster, manifests: &str) {
         .kubectl("rollout status --timeout=180s deployment/hello-world daemonset/client")
         .unwrap_or_else(|error| panic!("{error:#}\n{}", diagnosis(cluster)));
     pods_ready(cluster, "default");
+    runtime_has_no_complaint(cluster);
+}
+
+/// containerd reads the CNI configuration when it is there, and not before.
+fn runtime_has_no_complaint(cluster: &Cluster) {
+    for node in NODES {
+        let complaints = "journalctl -u containerd | grep 'failed to reload cni' || true";
+        assert_eq!(cluster.on(node, complaints).unwrap(), "", "{node}");
+    }
 }
 
 fn nodes_ready(cluster: &Cluster) {
