@@ -25,7 +25,20 @@ pub const PORT: u16 = 6443;
 pub const SERVICE_CIDRS: &str = "10.96.0.0/12,fd00:10:96::/112";
 
 const PKI: &str = "/etc/kubernetes/pki";
+/// What ServiceAccounts ask for, each request once.
+const AUDIT: &str = r#"{
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived", "Panic"],
+    "rules": [
+        {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+        {"level": "None"}
+    ]
+}"#;
 const TOKENS: &str = "/etc/kubernetes/tokens.csv";
+
+/// Where the API server finds a policy for its audit log, and may write that, if its arguments say so.
+pub const AUDIT_POLICY: &str = "/etc/kubernetes/audit.yaml";
 
 /// A control plane that answers.
 pub struct ControlPlane {
@@ -76,12 +89,13 @@ impl Starting {
 }
 
 impl ControlPlane {
-    /// Starts etcd and the API server.
-    pub fn start(machine: Machine) -> Result<Starting> {
+    /// Starts etcd and the API server, this one with some more arguments.
+    pub fn start(machine: Machine, arguments: &[String]) -> Result<Starting> {
         let token = random_token()?;
         machine.write(TOKENS, &format!("{token},admin,admin,system:masters\n"))?;
         start_etcd(&machine)?;
-        start_api_server(&machine)?;
+        machine.write(AUDIT_POLICY, AUDIT)?;
+        start_api_server(&machine, arguments)?;
         Ok(Starting { machine, token })
     }
 
@@ -111,22 +125,24 @@ fn start_etcd(machine: &Machine) -> Result<()> {
 
 /// Starts the API server. It makes its own certificate, signed by an authority that it makes
 /// too, and its key also signs the ServiceAccounts' tokens.
-fn start_api_server(machine: &Machine) -> Result<()> {
-    let argv = [
-        &format!("{ASSETS}/kube-apiserver"),
-        "--etcd-servers=http://127.0.0.1:2379",
-        &format!("--advertise-address={}", Seat::ControlPlane.v4()),
-        &format!("--secure-port={PORT}"),
-        &format!("--cert-dir={PKI}"),
-        &format!("--token-auth-file={TOKENS}"),
-        "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-        &format!("--service-account-signing-key-file={PKI}/apiserver.key"),
-        &format!("--service-account-key-file={PKI}/apiserver.key"),
-        &format!("--service-cluster-ip-range={SERVICE_CIDRS}"),
-        "--authorization-mode=RBAC",
-        "--endpoint-reconciler-type=none",
-        "--allow-privileged=true",
+fn start_api_server(machine: &Machine, arguments: &[String]) -> Result<()> {
+    let mut argv = vec![
+        format!("{ASSETS}/kube-apiserver"),
+        "--etcd-servers=http://127.0.0.1:2379".into(),
+        format!("--advertise-address={}", Seat::ControlPlane.v4()),
+        format!("--secure-port={PORT}"),
+        format!("--cert-dir={PKI}"),
+        format!("--token-auth-file={TOKENS}"),
+        "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),
+        format!("--service-account-signing-key-file={PKI}/apiserver.key"),
+        format!("--service-account-key-file={PKI}/apiserver.key"),
+        format!("--service-cluster-ip-range={SERVICE_CIDRS}"),
+        "--authorization-mode=RBAC".into(),
+        "--endpoint-reconciler-type=none".into(),
+        "--allow-privileged=true".into(),
     ];
+    argv.extend_from_slice(arguments);
+    let argv: Vec<_> = argv.iter().map(String::as_str).collect();
     machine.spawn("kube-apiserver", &argv, &[])
 }
 

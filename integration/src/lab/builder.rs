@@ -28,6 +28,7 @@ pub struct Builder {
     programs: Vec<Program>,
     daemons: Vec<Daemon>,
     arguments: Vec<(Daemon, Vec<String>)>,
+    api_server: Vec<String>,
     net_conf: Option<String>,
     progress: Progress,
 }
@@ -46,6 +47,7 @@ impl Builder {
             programs: Program::CONTROL_PLANE.to_vec(),
             daemons: Daemon::ALL.to_vec(),
             arguments: Vec::new(),
+            api_server: Vec::new(),
             net_conf: None,
             progress: Progress::hidden(),
         }
@@ -76,6 +78,12 @@ impl Builder {
     pub fn arguments(mut self, daemon: Daemon, arguments: &[&str]) -> Builder {
         let arguments = arguments.iter().map(|&argument| argument.to_owned());
         self.arguments.push((daemon, arguments.collect()));
+        self
+    }
+
+    /// Further arguments of the API server.
+    pub fn api_server(mut self, arguments: &[String]) -> Builder {
+        self.api_server.extend_from_slice(arguments);
         self
     }
 
@@ -126,7 +134,8 @@ impl Builder {
             underlay::connect(&machine, seat)?;
             Ok(machine)
         };
-        let starting = ControlPlane::start(machine(control_plane::NAME, Seat::ControlPlane)?)?;
+        let machine_of_api = machine(control_plane::NAME, Seat::ControlPlane)?;
+        let starting = ControlPlane::start(machine_of_api, &self.api_server)?;
         let outside = machine(OUTSIDE, Seat::Outside)?;
         let mut nodes = Vec::new();
         for (spec, index) in self.nodes.iter().zip(0..) {
