@@ -16,6 +16,7 @@ STEP := integration/step
 DIST := --profile dist --target $(TARGET)
 CNI_DIST := --profile dist --target $(CNI_TARGET) -p cni-plugin
 STATIC := -C target-feature=+crt-static -C strip=symbols -C link-arg=-Wl,-z,pack-relative-relocs
+IPTABLES := $(CACHE)/iptables-$(firstword $(shell cksum manifests/image/iptables)).tar
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 help:
@@ -83,8 +84,14 @@ benched: dist
 	@$(STEP) "building the lab" cargo build --release -p integration --bin lab
 	@cp -u target/release/lab target/$(TARGET)/dist/
 
-images: dist ## The image of the DaemonSets, in target/images/twill.tar, to load into a cluster's nodes
+images: dist $(IPTABLES) ## The images of the DaemonSets, to load into a cluster's nodes: target/images/twill.tar, one with iptables, and what they are made of
 	@manifests/image/build target/$(TARGET)/dist $(VERSION) target/images/twill.tar
+	@manifests/image/build target/$(TARGET)/dist $(VERSION)-iptables target/images/twill-iptables.tar $(IPTABLES)
+	@manifests/image/sbom $(VERSION) target/images/twill.cdx.json
+
+$(IPTABLES):
+	@integration/prepare "mmdebstrap mmdebstrap to take iptables from Debian"
+	@$(STEP) "taking iptables from Debian (once)" manifests/image/iptables $@
 
 manifests: ## manifests/twill.yaml, the single file to apply, from manifests/base
 	@cd manifests && { echo '# Made by `make manifests` from base/: change it there.'; for file in $$(sed -n 's/^  - //p' base/kustomization.yaml); do echo '---'; cat base/$$file; done; } >twill.yaml

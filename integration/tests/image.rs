@@ -7,6 +7,8 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 const BUILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/image/build");
+const SBOM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/image/sbom");
+const LOCK: &str = include_str!("../../Cargo.lock");
 const NAMES: [&str; 3] = ["flanneld", "twill-cni", "twill-proxy"];
 
 /// Builds an image of the binaries in `dir`.
@@ -66,6 +68,88 @@ fn it_holds_the_binaries_alone_and_is_the_same_each_time() {
         assert!(entry.next_back() == Some(name), "{listed}");
     }
     assert_eq!(entries.len(), NAMES.len(), "{listed}");
+}
+
+#[test]
+fn what_lies_below_comes_first() {
+    let dir = tempfile::tempdir().unwrap();
+    NAMES.iter().for_each(|name| binary(dir.path(), name));
+    let [below, image] = ["below.tar", "image.tar"].map(|name| dir.path().join(name));
+    let inside = dir.path().to_str().unwrap();
+    let archive = below.to_str().unwrap();
+    tar(&[
+        "--create",
+        "--file",
+        archive,
+        "--directory",
+        inside,
+        NAMES[0],
+    ]);
+    let built = Command::new(BUILD)
+        .args([dir.path().as_os_str(), "1.2.3-more".as_ref()])
+        .args([&image, &below])
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{built:?}");
+    let listed = tar(&["--list", "--file", image.to_str().unwrap()]);
+    assert_eq!(listed.matches("blobs/sha256/").count(), 1 + 3, "{listed}");
+    tar(&[
+        "--extract",
+        "--file",
+        image.to_str().unwrap(),
+        "--directory",
+        inside,
+    ]);
+    let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+    let manifest: Value = serde_json::from_slice(&read("manifest.json")).unwrap();
+    let layers = manifest[0]["Layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 2, "{manifest}");
+    assert_eq!(
+        read(layers[0].as_str().unwrap()),
+        std::fs::read(&below).unwrap()
+    );
+    let config: Value =
+        serde_json::from_slice(&read(manifest[0]["Config"].as_str().unwrap())).unwrap();
+    let digests = config["rootfs"]["diff_ids"].as_array().unwrap();
+    for (layer, digest) in layers.iter().zip(digests) {
+        let named = layer.as_str().unwrap().replace("blobs/sha256/", "sha256:");
+        assert_eq!(digest, &named);
+    }
+}
+
+#[test]
+fn what_is_linked_is_named_with_licence_and_checksum() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("twill.cdx.json");
+    let made = Command::new(SBOM).arg("1.2.3").arg(&file).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let bill: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(bill["metadata"]["component"]["version"], "1.2.3");
+    let components = bill["components"].as_array().unwrap();
+    let ours = ["agent", "cni-plugin", "flanneld", "hostnet", "proxy"];
+    for component in components {
+        let text = |key: &str| component[key].as_str().unwrap();
+        let (name, version) = (text("name"), text("version"));
+        assert!(
+            component["licenses"][0]["expression"].is_string(),
+            "{component}"
+        );
+        let locked = format!("name = \"{name}\"\nversion = \"{version}\"\n");
+        let (_, after) = LOCK.split_once(&locked).expect(name);
+        let checksum = after
+            .lines()
+            .take_while(|line| !line.is_empty())
+            .find_map(|line| line.strip_prefix("checksum = "));
+        assert_eq!(checksum.is_none(), ours.contains(&name), "{name}");
+        let told = &component["hashes"][0]["content"];
+        assert_eq!(told.as_str(), checksum.map(|sum| sum.trim_matches('"')));
+    }
+    let has = |name: &str| components.iter().any(|component| component["name"] == name);
+    assert!(ours.iter().all(|name| has(name)) && has("kube") && has("rustls"));
+    // Of tests, and of compiling.
+    for name in ["integration", "proptest", "insta", "syn", "cc"] {
+        assert!(!has(name), "{name}");
+    }
 }
 
 #[test]
