@@ -10,6 +10,7 @@ use prometheus_client::{
 };
 
 use crate::{
+    diff::Op,
     peers::Selection,
     reconcile::{Error, Report},
 };
@@ -67,6 +68,17 @@ impl Counts {
             leases: Metrics::default(),
         };
         counts.configured.set(1);
+        // A monitor sees the first of a kind only where it has seen none before.
+        let of_kernel = Op::OBJECTS.into_iter().chain(["pods"]);
+        for object in of_kernel.clone() {
+            counts.repairs.get_or_create(&What { object }).inc_by(0);
+        }
+        for object in of_kernel.chain(["state", "events"]) {
+            counts
+                .netlink_errors
+                .get_or_create(&What { object })
+                .inc_by(0);
+        }
         registry.register(
             "flanneld_peers",
             "Peers that are programmed",

@@ -54,7 +54,7 @@ impl Cluster {
         };
         let step = progress.step("making a cluster of three nodes");
         cluster.shell(&format!(
-            "kind create cluster --config {KIND}/{config} --image \"$KIND_IMAGE\" --quiet"
+            "kind create cluster --config {KIND}/{config} --image \"$KIND_IMAGE\""
         ))?;
         step.done();
         Ok(cluster)

@@ -2,12 +2,26 @@
 //! these rights and this configuration, and no others.
 
 use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use serde_json::Value;
 
-const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/base");
+use crate::progress::Progress;
+use crate::upstream::{self, Module, Program};
+
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
+
+/// The folder names of what `kubectl apply -k` takes besides the base.
+pub const OVERLAYS: [&str; 6] = [
+    "dual-stack",
+    "flannel-migration",
+    "host-gw",
+    "iptables",
+    "monitoring",
+    "with-kube-proxy",
+];
 
 /// Kinds that a kubelet would act on: the lab runs the binaries itself.
 const WORKLOADS: &[&str] = &["DaemonSet"];
@@ -31,19 +45,42 @@ pub fn daemon_set(name: &str) -> Result<DaemonSet> {
     serde_json::from_value(object).with_context(|| format!("DaemonSet {name}"))
 }
 
+/// Every object of an overlay, as kubectl makes it.
+pub fn overlay(name: &str) -> Result<Vec<Value>> {
+    let programs = [Program::Kubectl];
+    let kubectl = upstream::assets(Module::Kubernetes, &programs, Progress::shown())?
+        .join(Program::Kubectl.name());
+    let rendered = Command::new(&kubectl)
+        .args(["kustomize", &format!("{MANIFESTS}/{name}")])
+        .output()
+        .with_context(|| format!("cannot run {}", kubectl.display()))?;
+    ensure!(
+        rendered.status.success(),
+        "overlay {name}: {}",
+        String::from_utf8_lossy(&rendered.stderr)
+    );
+    let text = String::from_utf8(rendered.stdout)?;
+    serde_saphyr::from_multiple(&text).with_context(|| format!("overlay {name}"))
+}
+
+/// Every object of a file.
+pub fn file(name: &str) -> Result<Vec<Value>> {
+    documents(&Path::new(MANIFESTS).join(name))
+}
+
 /// Every object of the kustomize base, in its order.
 pub fn all() -> Result<Vec<Value>> {
-    let kustomization = documents(&Path::new(BASE).join("kustomization.yaml"))?;
+    let kustomization = file("base/kustomization.yaml")?;
     let resources = kustomization
         .iter()
         .filter_map(|document| document["resources"].as_array())
         .flatten();
     let mut objects = Vec::new();
     for resource in resources {
-        let file = resource
+        let name = resource
             .as_str()
             .context("a resource that is no file name")?;
-        objects.extend(documents(&Path::new(BASE).join(file))?);
+        objects.extend(file(&format!("base/{name}"))?);
     }
     Ok(objects)
 }
@@ -100,7 +137,7 @@ mod tests {
 
     #[test]
     fn the_single_file_is_the_base() {
-        let single = documents(&Path::new(BASE).join("../twill.yaml")).unwrap();
+        let single = file("twill.yaml").unwrap();
         assert!(single == all().unwrap(), "run `make manifests`");
     }
 }

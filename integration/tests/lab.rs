@@ -8,7 +8,7 @@ use integration::keeper::Keeper;
 use integration::lab::{Builder, Lab};
 use integration::programs::binaries;
 use integration::registry::{self, LabName};
-use integration::{control_plane, manifests, wait};
+use integration::{control_plane, wait};
 use k8s_openapi::api::core::v1::Node;
 
 /// A lab of two machines without Twill on them.
@@ -59,15 +59,6 @@ fn nodes_are_there_in_the_api_and_on_the_wire() {
     );
     assert!(!Path::new("/usr/twill-lab-was-here").exists());
     assert_eq!(node.run("hostname").unwrap(), "one\n");
-}
-
-#[test]
-fn the_api_server_takes_the_whole_manifest() {
-    let lab = bare().up().unwrap();
-    for object in manifests::all().unwrap() {
-        // An unknown field is an error of server-side apply.
-        lab.api().apply(&object).unwrap();
-    }
 }
 
 /// A name that no other test of this machine uses.

@@ -121,7 +121,15 @@ pub struct Flags {
         default_value_t = 8081
     )]
     pub healthz_port: u16,
-    /// Port of the metrics server (/metrics) on the loopback address; 0: none
+    /// Address of the metrics server: from afar only if a monitor is to reach it
+    #[arg(
+        long,
+        env = "FLANNELD_METRICS_IP",
+        value_name = "IP",
+        default_value = "127.0.0.1"
+    )]
+    pub metrics_ip: IpAddr,
+    /// Port of the metrics server (/metrics); 0: none
     #[arg(
         long,
         env = "FLANNELD_METRICS_PORT",

@@ -212,7 +212,7 @@ impl Config {
                 fully_random: !flags.ip_masq_fully_random_disable,
             }),
             healthz: port(flags.healthz_ip, flags.healthz_port),
-            metrics: port(std::net::Ipv4Addr::LOCALHOST.into(), flags.metrics_port),
+            metrics: port(flags.metrics_ip, flags.metrics_port),
             snapshot_file: Some(&flags.snapshot_file)
                 .filter(|file| !file.is_empty())
                 .map(PathBuf::from),

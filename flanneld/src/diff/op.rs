@@ -143,6 +143,18 @@ pub enum Op {
 }
 
 impl Op {
+    /// The words of [`Op::object`].
+    pub const OBJECTS: [&str; 8] = [
+        "address",
+        "fdb",
+        "forward-rules",
+        "link",
+        "neighbour",
+        "route",
+        "sysctl",
+        "table",
+    ];
+
     /// A short fixed word for what it changes, for metrics.
     pub fn object(&self) -> &'static str {
         match self {
