@@ -83,6 +83,6 @@ fn ldflags(module: Module) -> String {
              -X {component}.gitMinor={minor} -X {component}.gitTreeState=clean \
              -X k8s.io/client-go/pkg/version.gitVersion={version}"
         ),
-        Module::CniPlugins | Module::Flannel => "-s -w".to_owned(),
+        Module::CniPlugins | Module::Flannel | Module::Helm => "-s -w".to_owned(),
     }
 }

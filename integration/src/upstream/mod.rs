@@ -20,6 +20,8 @@ pub enum Module {
     CniPlugins,
     /// flannel, by a main of ours: `integration/flannel`.
     Flannel,
+    /// What installs charts: `integration/helm`.
+    Helm,
 }
 
 impl Module {
@@ -29,6 +31,7 @@ impl Module {
             Module::Kubernetes => "kubernetes",
             Module::CniPlugins => "cni-plugins",
             Module::Flannel => "flannel",
+            Module::Helm => "helm",
         }
     }
 
@@ -38,6 +41,7 @@ impl Module {
             Module::Kubernetes => "k8s.io/kubernetes",
             Module::CniPlugins => "github.com/containernetworking/plugins",
             Module::Flannel => "github.com/flannel-io/flannel",
+            Module::Helm => "helm.sh/helm/v3",
         };
         self.required(module)
             .unwrap_or_else(|| panic!("go.mod of {} requires none of its programs", self.name()))
@@ -60,6 +64,7 @@ impl Module {
             Module::Kubernetes => include_str!("../../k8s/go.mod"),
             Module::CniPlugins => include_str!("../../cni-plugins/go.mod"),
             Module::Flannel => include_str!("../../flannel/go.mod"),
+            Module::Helm => include_str!("../../helm/go.mod"),
         }
     }
 
@@ -69,6 +74,7 @@ impl Module {
             Module::Kubernetes => concat!(env!("CARGO_MANIFEST_DIR"), "/k8s"),
             Module::CniPlugins => concat!(env!("CARGO_MANIFEST_DIR"), "/cni-plugins"),
             Module::Flannel => concat!(env!("CARGO_MANIFEST_DIR"), "/flannel"),
+            Module::Helm => concat!(env!("CARGO_MANIFEST_DIR"), "/helm"),
         }
     }
 }
@@ -96,6 +102,8 @@ pub enum Program {
     Bandwidth,
     /// The daemon that gives nodes their subnets on other clusters.
     Flannel,
+    /// What renders a chart.
+    Helm,
 }
 
 impl Program {
@@ -115,6 +123,7 @@ impl Program {
             Program::Portmap => "portmap",
             Program::Bandwidth => "bandwidth",
             Program::Flannel => "flannel",
+            Program::Helm => "helm",
         }
     }
 
@@ -131,6 +140,7 @@ impl Program {
             Program::Portmap => "github.com/containernetworking/plugins/plugins/meta/portmap",
             Program::Bandwidth => "github.com/containernetworking/plugins/plugins/meta/bandwidth",
             Program::Flannel => ".",
+            Program::Helm => "helm.sh/helm/v3/cmd/helm",
         }
     }
 }
@@ -152,6 +162,7 @@ pub const OF_TESTS: &[(Module, &[Program])] = &[
         &[Program::Bridge, Program::HostLocal, Program::Portmap],
     ),
     (Module::Flannel, &[Program::Flannel]),
+    (Module::Helm, &[Program::Helm]),
 ];
 
 /// The version of Kubernetes that the lab runs, such as `v1.37.2`.
@@ -164,7 +175,7 @@ pub fn version() -> &'static str {
 pub fn assets(module: Module, wanted: &[Program], progress: Progress) -> Result<PathBuf> {
     let given = match module {
         Module::Kubernetes => std::env::var_os("KUBEBUILDER_ASSETS"),
-        Module::CniPlugins | Module::Flannel => None,
+        Module::CniPlugins | Module::Flannel | Module::Helm => None,
     };
     match given {
         Some(dir) if !dir.is_empty() => {
