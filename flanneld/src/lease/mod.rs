@@ -5,7 +5,6 @@
 //! Lease yields. Which subnet to hold is for `spec.podCIDRs` to say; where it says nothing, a free one is picked.
 
 mod claim;
-mod name;
 mod object;
 mod pick;
 
@@ -14,7 +13,7 @@ use std::sync::Arc;
 use hostnet::vocab::Subnet;
 
 pub use claim::{Leases, renew_in};
-pub use name::{lease_name, parse_lease_name};
+pub use hostnet::vocab::lease::{lease_name, parse_lease_name};
 pub use object::{Holding, Owner};
 pub use pick::{Taken, pick};
 

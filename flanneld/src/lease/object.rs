@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hostnet::vocab::lease::{dashed, lease_name, parse_lease_name};
 use hostnet::vocab::{Subnet, names};
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
@@ -9,7 +10,6 @@ use k8s_openapi::{
     jiff::{SignedDuration, Timestamp},
 };
 
-use super::name::{dashed, lease_name, parse_lease_name};
 use crate::config::LEASE_DURATION;
 
 /// The node for which a Lease is held.

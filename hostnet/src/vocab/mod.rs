@@ -5,6 +5,7 @@ pub mod annotations;
 mod cidr;
 mod family;
 mod ifname;
+pub mod lease;
 mod mac;
 pub mod names;
 pub mod subnet_env;

@@ -2,18 +2,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hostnet::vocab::Subnet;
+use super::Subnet;
 
 const PREFIX: &str = "subnet";
 
 /// `subnet-10-244-3-0-24`; IPv6 with all eight groups, `subnet-fd00-10-244-3-0-0-0-0-64`. One subnet has one name.
-#[must_use]
 pub fn lease_name(subnet: Subnet) -> String {
     format!("{PREFIX}-{}", dashed(subnet))
 }
 
 /// The subnet with dashes in place of dots, colons and the slash: it can be a label's value, too.
-pub(super) fn dashed(subnet: Subnet) -> String {
+pub fn dashed(subnet: Subnet) -> String {
     let parts: Vec<String> = match subnet.base() {
         IpAddr::V4(v4) => v4.octets().iter().map(|part| part.to_string()).collect(),
         IpAddr::V6(v6) => v6
@@ -26,7 +25,6 @@ pub(super) fn dashed(subnet: Subnet) -> String {
 }
 
 /// The subnet that a Lease of this name holds; `None` if the name is no subnet's.
-#[must_use]
 pub fn parse_lease_name(name: &str) -> Option<Subnet> {
     let parts: Vec<&str> = name
         .strip_prefix(PREFIX)?
@@ -64,7 +62,7 @@ pub fn parse_lease_name(name: &str) -> Option<Subnet> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hostnet::vocab::Cidr;
+    use crate::vocab::Cidr;
     use proptest::prelude::*;
 
     #[test]
