@@ -1,5 +1,6 @@
 //! The command line, and what each command does.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -7,9 +8,11 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use hostnet::nft::Proto;
 use hostnet::vocab::{Family, SubnetEnv, names};
+use serde::Serialize;
 
 use crate::doctor::{Findings, Host, Severity, examine};
 use crate::kernel::Kernel;
+use crate::objects::{ApiServer, Cluster, Wanted};
 use crate::pods::{PodTable, pods};
 use crate::report::Arrival;
 use crate::target::{From, To};
@@ -17,7 +20,8 @@ use crate::trace::{PodNetwork, Question, trace};
 
 /// Explains what the kernel of this node does with packets.
 ///
-/// Run it as root on a node. It needs no daemon and no API server, and changes nothing.
+/// Run it as root on a node. It needs no daemon and no API server, and changes nothing. Where an API server is known, as
+/// kubectl knows it, each place is compared with the object that it comes from.
 ///
 /// Exit status: 0 all is well; 1 the packet cannot arrive, or something is wrong; 2 the question could not be
 /// answered.
@@ -30,6 +34,15 @@ pub struct Args {
     /// Where flanneld tells of the pods' network
     #[arg(long, global = true, value_name = "FILE", default_value = names::SUBNET_ENV)]
     pub subnet_file: PathBuf,
+    /// How to reach the API server, if not as kubectl does; names and objects come from it
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// Do not ask the API server: names come from the kernel alone
+    #[arg(long, global = true, conflicts_with_all = ["kubeconfig", "context"])]
+    pub offline: bool,
     /// How to print
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     pub output: Output,
@@ -44,6 +57,8 @@ pub enum Output {
     Text,
     /// For programs
     Json,
+    /// For programs, in YAML
+    Yaml,
 }
 
 #[derive(Debug, Subcommand)]
@@ -82,7 +97,7 @@ struct PodsArgs {
 /// Each line is a place that the packet meets: the elements and rules of nf_tables (also of others' tables), each
 /// endpoint with its chance, whether the source is masqueraded and by what, the route, the neighbour, the forwarding
 /// entry, the bridge's port and the pod behind it. A place that it does not pass is marked with ✗, the cause and the
-/// remedy.
+/// remedy; one where the kernel has something else than the objects say with ≠.
 ///
 /// Examples:
 ///   twill trace outside svc/default/web            a client somewhere, to the node port
@@ -92,9 +107,9 @@ struct PodsArgs {
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 struct TraceArgs {
-    /// Who sends: `outside`, `node`, `pod/NAMESPACE/NAME` or an address
+    /// Who sends: `outside`, `node`, `node/NAME`, `pod/NAMESPACE/NAME` or an address
     from: From,
-    /// Where to: `svc/NAMESPACE/NAME[:PORT]`, `pod/NAMESPACE/NAME:PORT` or `ADDRESS:PORT`
+    /// Where to: `svc/NAMESPACE/NAME[:PORT]`, `pod/NAMESPACE/NAME:PORT`, `node/NAME:PORT` or `ADDRESS:PORT`
     to: To,
     /// UDP in place of TCP
     #[arg(long, conflicts_with = "sctp")]
@@ -116,31 +131,45 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
     match &args.command {
         Command::Trace(how) => {
             let question = how.question();
-            let trace = trace(&mut kernel, &networks(args)?, &question)?;
-            match args.output {
-                Output::Text => *out += &trace.to_string(),
-                Output::Json => *out += &json(&trace)?,
-            }
+            let networks = networks(args)?;
+            let trace = trace(&mut kernel, &mut cluster(args)?, &networks, &question)?;
+            *out += &args.output.show(&trace, &trace)?;
             Ok(u8::from(trace.arrives != Arrival::Yes))
         }
         Command::Doctor(how) => {
             let host = Host::observe(&how.cni_conf_dir);
             let findings = examine(&mut kernel, &networks(args)?, &host)?;
-            match args.output {
-                Output::Text => *out += &Findings(&findings).to_string(),
-                Output::Json => *out += &json(&findings)?,
-            }
+            *out += &args.output.show(&findings, &Findings(&findings))?;
             let is_ill = findings.iter().any(|f| f.severity == Severity::Error);
             Ok(u8::from(is_ill))
         }
         Command::Pods(how) => {
             let pods = pods(&mut kernel, how.which.as_deref())?;
-            match args.output {
-                Output::Text => *out += &PodTable(&pods).to_string(),
-                Output::Json => *out += &json(&pods)?,
-            }
+            *out += &args.output.show(&pods, &PodTable(&pods))?;
             Ok(0)
         }
+    }
+}
+
+/// The objects of the cluster, if an API server is known.
+fn cluster(args: &Args) -> anyhow::Result<Cluster> {
+    if args.offline {
+        return Ok(Cluster::default());
+    }
+    let wanted = Wanted {
+        kubeconfig: args.kubeconfig.clone(),
+        context: args.context.clone(),
+    };
+    Ok(ApiServer::find(&wanted)?.map_or_else(Cluster::default, Cluster::of))
+}
+
+impl Output {
+    fn show(self, data: &impl Serialize, text: &impl fmt::Display) -> anyhow::Result<String> {
+        Ok(match self {
+            Output::Text => text.to_string(),
+            Output::Json => serde_json::to_string_pretty(data)? + "\n",
+            Output::Yaml => serde_saphyr::to_string(data)?,
+        })
     }
 }
 
@@ -164,10 +193,6 @@ impl TraceArgs {
             family,
         }
     }
-}
-
-fn json(value: &impl serde::Serialize) -> anyhow::Result<String> {
-    Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
 /// The pods' networks; none where flanneld has not run.

@@ -1,21 +1,23 @@
 //! `twill`: explains what the kernel of a node does with packets.
 //!
 //! ```text
-//!  view (questions) ◄── kernel (hostnet answers) or a test's model
-//!    │
+//!  view (questions) ◄── kernel (hostnet answers) or a test's model      objects ◄── the API server, if there is one
+//!    │                                                                     │
 //!    ├─ walk     nf_tables, rule by rule, for one packet
 //!    ├─ trace    a packet's way: pod, rules, routes, neighbours, forwarding entries, ports ──► report (tree, JSON)
 //!    ├─ pods     which pod has which address, veth, port
 //!    └─ doctor   what is wrong on this node, whoever sends packets
 //! ```
 //!
-//! It works on a node without any daemon and without the API server: names come from the comments of our nf_tables
-//! elements and from twill-cni's records. Nothing is ever changed.
+//! It works on a node without any daemon and without the API server: names then come from the comments of our nf_tables
+//! elements and from twill-cni's records. With the API server each place is compared with the object that it comes from.
+//! Nothing is ever changed.
 #![forbid(unsafe_code)]
 
 pub mod args;
 pub mod doctor;
 pub mod kernel;
+pub mod objects;
 pub mod pods;
 pub mod report;
 pub mod target;

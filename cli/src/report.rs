@@ -16,6 +16,9 @@ pub struct Trace {
     pub arrives: Arrival,
     /// Its way.
     pub hops: Vec<Hop>,
+    /// What could not be seen.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Whether a packet gets where it was sent.
@@ -47,6 +50,9 @@ pub struct Hop {
     /// What is wrong here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
+    /// How the kernel's state here is another than the objects say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub differs: Vec<Fault>,
     /// What may be wrong, and cannot be told for certain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -94,6 +100,15 @@ impl Hop {
         }
     }
 
+    /// A place where the kernel has something else than the objects say.
+    pub fn differs(mut self, cause: impl Into<String>, remedy: impl Into<String>) -> Hop {
+        self.differs.push(Fault {
+            cause: cause.into(),
+            remedy: remedy.into(),
+        });
+        self
+    }
+
     /// Whether the packet passes here and on every way from here; `Sometimes` if on some.
     fn arrival(&self) -> Arrival {
         match self.fault {
@@ -136,6 +151,7 @@ impl Trace {
             to,
             arrives: along(&hops),
             hops,
+            notes: Vec::new(),
         }
     }
 
@@ -143,6 +159,13 @@ impl Trace {
     pub fn faults(&self) -> Vec<(&'static str, &Fault)> {
         let hops = self.hops.iter().flat_map(Hop::all);
         hops.filter_map(|hop| Some((hop.stage, hop.fault.as_ref()?)))
+            .collect()
+    }
+
+    /// All places where the kernel has something else than the objects say.
+    pub fn differences(&self) -> Vec<(&'static str, &Fault)> {
+        let hops = self.hops.iter().flat_map(Hop::all);
+        hops.flat_map(|hop| hop.differs.iter().map(|differs| (hop.stage, differs)))
             .collect()
     }
 }
@@ -156,7 +179,10 @@ impl fmt::Display for Trace {
             Arrival::Sometimes => "it arrives at some of the endpoints only".to_owned(),
             Arrival::No => "it does not arrive".to_owned(),
         };
-        writeln!(f, "{said}")
+        writeln!(f, "{said}")?;
+        self.notes
+            .iter()
+            .try_for_each(|note| writeln!(f, "not seen: {note}"))
     }
 }
 
@@ -181,6 +207,10 @@ fn branch(f: &mut fmt::Formatter<'_>, hops: &[Hop], indent: &str) -> fmt::Result
         if let Some(fault) = &hop.fault {
             writeln!(f, "{indent}{pad}✗ {}", fault.cause)?;
             writeln!(f, "{indent}{pad}  remedy: {}", fault.remedy)?;
+        }
+        for differs in &hop.differs {
+            writeln!(f, "{indent}{pad}≠ {}", differs.cause)?;
+            writeln!(f, "{indent}{pad}  remedy: {}", differs.remedy)?;
         }
         for warning in &hop.warnings {
             writeln!(f, "{indent}{pad}! {warning}")?;

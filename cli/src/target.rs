@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use cni_plugin::record::Record;
@@ -10,15 +10,16 @@ use hostnet::nft::{AnyTable, Datum, Proto, TableId};
 use hostnet::vocab::{Family, names};
 
 use crate::view::View;
+use crate::walk::kube;
 
 /// Who sends, as written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum From {
     /// A client that is no part of the cluster.
     Outside,
-    /// A process of this node.
-    Node,
-    /// A pod of this node.
+    /// A process of a node: of this one, if no name is given.
+    Node(Option<String>),
+    /// A pod.
     Pod(String),
     /// Whoever has this address.
     Address(IpAddr),
@@ -29,8 +30,10 @@ pub enum From {
 pub enum To {
     /// A Service, by `NAMESPACE/NAME`, at a port by number or name.
     Service(String, Option<String>),
-    /// A pod of this node.
+    /// A pod.
     Pod(String, u16),
+    /// A node's address.
+    Node(String, u16),
     /// An address and port.
     Address(IpAddr, u16),
 }
@@ -41,11 +44,14 @@ impl FromStr for From {
     fn from_str(text: &str) -> Result<From, String> {
         match text.split_once('/') {
             None if text == "outside" => Ok(From::Outside),
-            None if text == "node" => Ok(From::Node),
+            None if text == "node" => Ok(From::Node(None)),
+            Some(("node", node)) if !node.is_empty() && !node.contains('/') => {
+                Ok(From::Node(Some(node.to_owned())))
+            }
             Some(("pod", pod)) => Ok(From::Pod(qualified(pod)?)),
             _ => text.parse().map(From::Address).map_err(|_| {
                 format!(
-                    "{text:?} is none of `outside`, `node`, `pod/NAMESPACE/NAME` and an address"
+                    "{text:?} is none of `outside`, `node`, `node/NAME`, `pod/NAMESPACE/NAME` and an address"
                 )
             }),
         }
@@ -68,9 +74,16 @@ impl FromStr for To {
                 .ok_or("a pod needs a port: pod/NAMESPACE/NAME:PORT")?;
             return Ok(To::Pod(qualified(pod)?, parse_port(port)?));
         }
+        if let Some(node) = text.strip_prefix("node/") {
+            let (node, port) = node
+                .split_once(':')
+                .filter(|(node, _)| !node.is_empty() && !node.contains('/'))
+                .ok_or("a node needs a name and a port: node/NAME:PORT")?;
+            return Ok(To::Node(node.to_owned(), parse_port(port)?));
+        }
         let needs = || {
             format!(
-                "{text:?} is none of `svc/NAMESPACE/NAME[:PORT]`, `pod/NAMESPACE/NAME:PORT` and `ADDRESS:PORT` \
+                "{text:?} is none of `svc/NAMESPACE/NAME[:PORT]`, `pod/NAMESPACE/NAME:PORT`, `node/NAME:PORT` and `ADDRESS:PORT` \
                  (`[ADDRESS]:PORT` for IPv6)"
             )
         };
@@ -101,7 +114,8 @@ impl fmt::Display for From {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             From::Outside => f.write_str("outside"),
-            From::Node => f.write_str("node"),
+            From::Node(None) => f.write_str("node"),
+            From::Node(Some(node)) => write!(f, "node/{node}"),
             From::Pod(pod) => write!(f, "pod/{pod}"),
             From::Address(address) => write!(f, "{address}"),
         }
@@ -123,7 +137,7 @@ pub struct Destination {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unclear {
     /// Nothing is called so.
-    #[error("{what} {name} is not known on this node{}", nearest(.near))]
+    #[error("{what} {name} is not known{}", nearest(.near))]
     Unknown {
         /// What was looked for.
         what: &'static str,
@@ -157,6 +171,22 @@ fn nearest(near: &[String]) -> String {
     }
 }
 
+/// An address that is nobody's (RFC 5737, RFC 3849): a client somewhere.
+pub fn stranger(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(198, 51, 100, 1).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+    }
+}
+
+/// The command that shows and sets routes of a family.
+pub fn ip_route(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip route",
+        Family::V6 => "ip -6 route",
+    }
+}
+
 /// The table of twill-proxy.
 pub fn proxy_table(family: Family) -> AnyTable {
     TableId::new(family, names::TABLE_PROXY).into()
@@ -177,6 +207,19 @@ struct Entrance {
 fn entrances(view: &mut dyn View, family: Family) -> crate::view::Result<BTreeSet<Entrance>> {
     let table = proxy_table(family);
     let mut all = BTreeSet::new();
+    if view.declaration(&table, "vips")?.is_none() {
+        let chained = kube::entrances(view, family)?.into_iter().map(|of| {
+            let (service, port_name) = of.service.split_once(':').unwrap_or((&of.service, ""));
+            Entrance {
+                service: service.to_owned(),
+                port_name: port_name.to_owned(),
+                proto: of.proto.0,
+                port: of.port,
+                address: of.address,
+            }
+        });
+        return Ok(chained.collect());
+    }
     for set in [
         "vips",
         "masq-vips",
@@ -214,6 +257,36 @@ fn entrances(view: &mut dyn View, family: Family) -> crate::view::Result<BTreeSe
         }
     }
     Ok(all)
+}
+
+/// The addresses in a set of twill-proxy's.
+fn addresses(view: &mut dyn View, family: Family, set: &str) -> crate::view::Result<Vec<IpAddr>> {
+    let table = proxy_table(family);
+    let decl = view.declaration(&table, set)?;
+    let elements = view.elements(&table, set)?;
+    let decode = |key| decl.as_ref()?.key.decode(key)?.into_iter().next();
+    let data = elements.iter().filter_map(|(key, _)| decode(key));
+    Ok(data
+        .filter_map(|datum| match datum {
+            Datum::Addr(address) => Some(address),
+            _ => None,
+        })
+        .collect())
+}
+
+/// An address of this node at which node ports answer; where they answer at all of them, that by which the node speaks
+/// to the outside.
+///
+/// # Errors
+/// The kernel cannot be read.
+pub fn node_port_address(
+    view: &mut dyn View,
+    family: Family,
+) -> crate::view::Result<Option<IpAddr>> {
+    match addresses(view, family, "nodeport-ips")?.first() {
+        Some(address) => Ok(Some(*address)),
+        None => view.source(stranger(family)),
+    }
 }
 
 /// Finds a Service's address: from outside its node port if it has one, else its cluster IP.
@@ -259,25 +332,12 @@ pub fn service(
         }
         .into());
     }
-    let table = proxy_table(family);
-    let addresses = |view: &mut dyn View, set: &str| -> anyhow::Result<Vec<IpAddr>> {
-        let decl = view.declaration(&table, set)?;
-        let elements = view.elements(&table, set)?;
-        let decode = |key| decl.as_ref()?.key.decode(key)?.into_iter().next();
-        let data = elements.iter().filter_map(|(key, _)| decode(key));
-        Ok(data
-            .filter_map(|datum| match datum {
-                Datum::Addr(address) => Some(address),
-                _ => None,
-            })
-            .collect())
-    };
     let label = |entrance: &Entrance| match entrance.port_name.as_str() {
         "" => entrance.service.clone(),
         port => format!("{}:{port}", entrance.service),
     };
     let node_port = own.iter().find(|entrance| entrance.address.is_none());
-    let node_address = addresses(view, "nodeport-ips")?.into_iter().next();
+    let node_address = node_port_address(view, family)?;
     if from_outside && let (Some(entrance), Some(address)) = (node_port, node_address) {
         return Ok(Destination {
             address,
@@ -285,7 +345,7 @@ pub fn service(
             service: Some(label(entrance)),
         });
     }
-    let cluster_ips = addresses(view, "cluster-ips")?;
+    let cluster_ips = addresses(view, family, "cluster-ips")?;
     let is_cluster_ip = |e: &&&Entrance| e.address.is_some_and(|a| cluster_ips.contains(&a));
     let with_address = || own.iter().filter(|entrance| entrance.address.is_some());
     let chosen = with_address().find(is_cluster_ip).or(with_address().next());
@@ -389,13 +449,17 @@ mod tests {
             "svc/web",
             "svc/a/b/c",
             "pod/a/b",
+            "node/a",
+            "node/a/b:1",
             "1.2.3.4",
             "1.2.3.4:0",
             "fd00::1:80",
         ] {
             assert!(to(bad).is_err(), "{bad}");
         }
-        assert_eq!("node".parse(), Ok(From::Node));
+        assert_eq!("node".parse(), Ok(From::Node(None)));
+        assert_eq!("node/one".parse(), Ok(From::Node(Some("one".to_owned()))));
+        assert_eq!(to("node/one:80"), Ok(To::Node("one".to_owned(), 80)));
         assert_eq!("pod/default/web".parse(), Ok(From::Pod(web())));
         let error = "nod".parse::<From>().unwrap_err();
         assert!(error.contains("pod/NAMESPACE/NAME"), "{error}");
@@ -407,7 +471,7 @@ mod tests {
         let error = unknown("Service", "default/wbe", known.into_iter());
         assert_eq!(
             error.to_string(),
-            "Service default/wbe is not known on this node; is it default/web or default/wep-2?"
+            "Service default/wbe is not known; is it default/web or default/wep-2?"
         );
         assert_eq!(distance("kitten", "sitting"), 3);
     }

@@ -3,13 +3,14 @@
 use hostnet::nft::{Hook, Key};
 use hostnet::vocab::names;
 
+use super::compare::ServiceObject;
 use super::{Tracer, place, step_hop};
 use crate::report::Hop;
 use crate::target::{Destination, proxy_table};
 use crate::view::Result;
-use crate::walk::{self, End, Packet, Way};
+use crate::walk::{self, End, Packet, Step, Way, kube};
 
-const PROXY_RESTART: &str = "twill-proxy mends this within a second where it runs: \
+pub(super) const PROXY_RESTART: &str = "twill-proxy mends this within a second where it runs: \
      `kubectl -n kube-system rollout restart daemonset/twill-proxy`, and look at its log";
 
 impl Tracer<'_> {
@@ -27,25 +28,44 @@ impl Tracer<'_> {
         // What all ways have in common is told once.
         let common = common_steps(&ways);
         let mut hops: Vec<Hop> = ways[0].steps[..common].iter().map(step_hop).collect();
+        let service = self.service(to, &ways);
+        if let Some(service) = &service {
+            hops.insert(0, service.hop(&ways, to));
+        }
         if let [way] = &ways[..]
             && way.end == End::Pass
         {
-            if let Some(fault) = self.untranslated(packet, to, at)? {
+            if let Some(fault) = self.untranslated(packet, to, at, &way.steps)? {
                 hops.push(fault);
             } else {
-                hops.extend(self.deliver(packet, bridged)?);
+                let packet = Packet {
+                    mark: way.mark,
+                    ..packet.clone()
+                };
+                hops.extend(self.deliver(&packet, bridged)?);
             }
             return Ok(hops);
         }
         for way in &ways {
-            hops.push(self.way(packet, to, way, common)?);
+            hops.push(self.way(packet, to, way, common, service.as_ref())?);
         }
         Ok(hops)
     }
 
     /// One of several outcomes.
-    fn way(&mut self, packet: &Packet, to: &Destination, way: &Way, told: usize) -> Result<Hop> {
+    fn way(
+        &mut self,
+        packet: &Packet,
+        to: &Destination,
+        way: &Way,
+        told: usize,
+        service: Option<&ServiceObject>,
+    ) -> Result<Hop> {
         let mut then: Vec<Hop> = way.steps[told..].iter().map(step_hop).collect();
+        let packet = &Packet {
+            mark: way.mark,
+            ..packet.clone()
+        };
         let mut hop = match &way.end {
             End::Dnat(address, port) => {
                 let packet = packet.translated(*address, *port);
@@ -56,7 +76,11 @@ impl Tracer<'_> {
                     (None, Some(service)) => Some(format!("an endpoint of Service {service}")),
                     (None, None) => None,
                 };
-                Hop::new("endpoint", place(packet.destination, packet.port)).of(of)
+                let hop = Hop::new("endpoint", place(packet.destination, packet.port));
+                match service {
+                    Some(service) => service.endpoint(hop, packet.destination, packet.port, of),
+                    None => hop.of(of),
+                }
             }
             End::Redirect(port) => {
                 let port = port.unwrap_or(packet.port);
@@ -66,7 +90,10 @@ impl Tracer<'_> {
                 then.extend(self.deliver(packet, false)?);
                 Hop::new("rules", "no rule translates it")
             }
-            End::Reject | End::Drop => refusal(to, way),
+            End::Reject | End::Drop => {
+                let hop = refusal(to, way);
+                service.map_or_else(|| hop.clone(), |service| service.why_none(hop.clone()))
+            }
         };
         hop.chance = Some(way.chance);
         hop.then = then;
@@ -74,13 +101,22 @@ impl Tracer<'_> {
     }
 
     /// A packet to a Service that no rule translates.
-    fn untranslated(&mut self, packet: &Packet, to: &Destination, at: Hook) -> Result<Option<Hop>> {
+    fn untranslated(
+        &mut self,
+        packet: &Packet,
+        to: &Destination,
+        at: Hook,
+        steps: &[Step],
+    ) -> Result<Option<Hop>> {
         let table = proxy_table(packet.family());
         let Some(service) = &to.service else {
             return Ok(None);
         };
         let what = place(to.address, to.port);
         let Some(vips) = self.view.declaration(&table, "vips")? else {
+            if kube::is_mode(self.view, packet.family())? {
+                return self.unchained(packet, service, steps);
+            }
             let hop = Hop::new("rules", format!("{table} vips")).fault(
                 format!("table {table} has no map of Services: twill-proxy has not run here"),
                 PROXY_RESTART,
@@ -122,6 +158,34 @@ impl Tracer<'_> {
     }
 }
 
+impl Tracer<'_> {
+    /// The same where Services are iptables chains: what refuses it may come later, in table `filter`.
+    fn unchained(&mut self, packet: &Packet, service: &str, steps: &[Step]) -> Result<Option<Hop>> {
+        let later = self.deliver(packet, false)?;
+        if let Some(hop) = later.into_iter().find(|hop| hop.fault.is_some()) {
+            return Ok(Some(hop));
+        }
+        let at = place(packet.destination, packet.port);
+        let last = steps
+            .iter()
+            .rev()
+            .find_map(|step| step.text.split("jump ").nth(1));
+        let cause = match last {
+            Some(chain) => format!("the rules end in chain {chain} without a translation"),
+            None => format!(
+                "no rule of {} or {} leads {at} to a chain of the Service's",
+                kube::SERVICES,
+                kube::NODE_PORTS
+            ),
+        };
+        let table = kube::nat(packet.family());
+        let hop = Hop::new("rules", format!("{table} {}", kube::SERVICES))
+            .of(Some(format!("Service {service}")))
+            .fault(cause, PROXY_RESTART);
+        Ok(Some(hop))
+    }
+}
+
 /// A packet that ends in the rules, and why.
 fn refusal(to: &Destination, way: &Way) -> Hop {
     let verb = match way.end {
@@ -142,6 +206,9 @@ fn refusal(to: &Destination, way: &Way) -> Hop {
         },
         None => "`kubectl get endpointslices -A`".to_owned(),
     };
+    if let Some((cause, remedy)) = of_kube(last) {
+        return hop.fault(cause, remedy);
+    }
     if *last.table.name != *names::TABLE_PROXY {
         return hop.fault(
             format!("{} in chain {} {}", last.text, last.table, last.chain),
@@ -213,6 +280,15 @@ fn refusal(to: &Destination, way: &Way) -> Hop {
             format!("use another node, or set the traffic policy to Cluster; {slices}"),
         ),
     }
+}
+
+/// What a rule of kube-proxy's chains that refuses says: the cause and the remedy.
+pub(super) fn of_kube(step: &Step) -> Option<(&'static str, &'static str)> {
+    let is_kube = kube::is_kube(&step.chain);
+    step.object
+        .as_deref()
+        .filter(|_| is_kube)
+        .and_then(kube::refusal)
 }
 
 /// How many steps all ways begin with.

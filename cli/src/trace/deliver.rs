@@ -7,15 +7,19 @@ use cni_plugin::record::Record;
 use hostnet::netlink::{Link, LinkKind, Route};
 use hostnet::nft::Hook;
 use hostnet::vocab::{Cidr, Family, Mac, Subnet, names};
+use k8s_openapi::api::core::v1::Node;
 
+use super::choose::of_kube;
+use super::compare::{name_of, pod_of, with_address, with_mac};
 use super::start::gone;
 use super::{Tracer, place, step_hop};
+use crate::objects::Known;
 use crate::report::Hop;
-use crate::target;
+use crate::target::{self, ip_route};
 use crate::view::Result;
 use crate::walk::{self, End, Packet};
 
-const FLANNELD: &str = "flanneld mends this within a second where it runs and knows the node: \
+pub(super) const FLANNELD: &str = "flanneld mends this within a second where it runs and knows the node: \
      `kubectl -n kube-system rollout restart daemonset/flanneld`, and look at its log and at the Leases";
 
 impl Tracer<'_> {
@@ -29,7 +33,22 @@ impl Tracer<'_> {
             Some(route) => Hop::new("route", self.route_text(route)),
             None => Hop::new("route", packet.destination.to_string()),
         };
+        let holder = self.peer_of(packet.destination);
+        let (said, peer) = match &holder {
+            Known::There((node, said)) => (Some(said), Some(node)),
+            _ => (None, None),
+        };
+        let hop = hop.of(said);
         let fault = self.route_fault(packet.destination, route.as_ref());
+        let fault = fault.map(|(cause, remedy)| match holder {
+            Known::Absent => (
+                format!("{cause}; no node holds that subnet: there is no Lease of it, and no podCIDR"),
+                "the pod's node has left the cluster, and its EndpointSlice stays: `kubectl get nodes`, \
+                 `kubectl get endpointslices -A`"
+                    .to_owned(),
+            ),
+            _ => (cause, remedy),
+        });
         let (hop, is_lost) = match fault {
             Some((cause, remedy)) if !bridged => (hop.fault(cause, remedy), true),
             _ => (hop, false),
@@ -54,7 +73,7 @@ impl Tracer<'_> {
             return Ok(hops);
         }
         hops.push(self.masquerade(&packet)?);
-        hops.extend(self.leave(&packet, &route)?);
+        hops.extend(self.leave(&packet, &route, peer)?);
         Ok(hops)
     }
 
@@ -108,6 +127,10 @@ impl Tracer<'_> {
             return Ok(Vec::new());
         };
         let (table, chain) = (&last.table, &last.chain);
+        if let Some((cause, remedy)) = of_kube(last) {
+            let hop = step_hop(last).fault(cause, remedy);
+            return Ok(vec![Hop { stage, ..hop }]);
+        }
         let ip = match packet.family() {
             Family::V4 => "ip",
             Family::V6 => "ip6",
@@ -175,8 +198,9 @@ impl Tracer<'_> {
             FLANNELD
         };
         let Some(route) = route else {
-            let remedy = network.map_or("`ip route add default via GATEWAY`", |_| remedy);
-            return Some((format!("there is no route to {to}"), remedy.to_owned()));
+            let general = || format!("`{} add default via GATEWAY`", ip_route(Family::of(to)));
+            let remedy = network.map_or_else(general, |_| remedy.to_owned());
+            return Some((format!("there is no route to {to}"), remedy));
         };
         let network = network?;
         let kind = route
@@ -249,7 +273,15 @@ impl Tracer<'_> {
         })
     }
 
-    fn leave(&mut self, packet: &Packet, route: &Route) -> Result<Vec<Hop>> {
+    /// The node whose pod has an address, if that is another node.
+    fn peer_of(&mut self, to: IpAddr) -> Known<(Node, String)> {
+        match self.network_of(to) {
+            Some(network) if !network.own.contains(to) => self.holder(subnet_like(network.own, to)),
+            _ => Known::Unseen,
+        }
+    }
+
+    fn leave(&mut self, packet: &Packet, route: &Route, peer: Option<&Node>) -> Result<Vec<Hop>> {
         let Some(link) = route.link.and_then(|index| self.link(index)).cloned() else {
             return Ok(Vec::new());
         };
@@ -263,7 +295,7 @@ impl Tracer<'_> {
         match &link.kind {
             LinkKind::Vxlan(vxlan) => {
                 let next = route.gateway.unwrap_or(packet.destination);
-                self.by_tunnel(packet, &link, vxlan.port, next)
+                self.by_tunnel(packet, &link, vxlan.port, next, peer)
             }
             LinkKind::Bridge(_) => self.by_bridge(packet, &link),
             _ => {
@@ -286,6 +318,7 @@ impl Tracer<'_> {
         link: &Link,
         port: u16,
         next: IpAddr,
+        peer: Option<&Node>,
     ) -> Result<Vec<Hop>> {
         let device = &link.name;
         let neighs = self.view.neighs(link.index)?;
@@ -295,10 +328,15 @@ impl Tracer<'_> {
             let cause = format!("{device} has no neighbour {next}, and nobody answers there");
             return Ok(vec![hop.fault(cause, FLANNELD)]);
         };
-        let mut hops = vec![Hop::new(
-            "neighbour",
-            format!("{next} lladdr {mac} dev {device}"),
-        )];
+        let hop = Hop::new("neighbour", format!("{next} lladdr {mac} dev {device}"));
+        let family = packet.family();
+        let mut hops = vec![match peer {
+            Some(node) => with_mac(hop, node, mac, family),
+            None => hop,
+        }];
+        if hops[0].fault.is_some() {
+            return Ok(hops);
+        }
         let fdb = self.view.fdb(link.index)?;
         let to_node = |mac: Mac| fdb.iter().find(|e| e.mac == mac).and_then(|e| e.dst);
         let Some(node) = to_node(mac) else {
@@ -328,7 +366,15 @@ impl Tracer<'_> {
             hops.push(hop.fault(cause, FLANNELD));
             return Ok(hops);
         }
+        let hop = match peer {
+            Some(peer) => with_address(hop, peer, node),
+            None => hop,
+        };
+        let is_elsewhere = hop.fault.is_some();
         hops.push(hop);
+        if is_elsewhere {
+            return Ok(hops);
+        }
         let underlay = self.view.route(node)?;
         hops.push(match underlay {
             Some(route) => Hop::new(
@@ -337,9 +383,15 @@ impl Tracer<'_> {
             ),
             None => Hop::new("tunnel", format!("UDP {port} to {node}")).fault(
                 format!("this node has no route to the other node, {node}"),
-                "`ip route show`: the nodes' own network is not Twill's",
+                format!(
+                    "`{} show`: the nodes' own network is not Twill's",
+                    ip_route(Family::of(node))
+                ),
             ),
         });
+        if let (Some(peer), Some(hop)) = (peer, hops.last_mut()) {
+            hop.object = Some(format!("node {}", name_of(peer)));
+        }
         if hops.iter().all(|hop| hop.fault.is_none()) {
             hops.push(Hop::new(
                 "there",
@@ -411,7 +463,8 @@ impl Tracer<'_> {
         }
         hops.push(port);
         if hops.iter().all(|hop| hop.fault.is_none()) {
-            hops.push(self.inside(packet, &record)?);
+            let hop = self.inside(packet, &record)?;
+            hops.push(self.with_pod(hop, &record, to));
         }
         Ok(hops)
     }
@@ -461,7 +514,7 @@ impl Tracer<'_> {
     /// Where the packet ends.
     fn inside(&mut self, packet: &Packet, record: &Record) -> Result<Hop> {
         let (proto, to, port) = (packet.proto, packet.destination, packet.port);
-        let object = Some(format!("pod {}", target::name_of(record)));
+        let object = Some(pod_of(record));
         let Some(mut inside) = self.view.inside(record)? else {
             return Ok(gone(record));
         };

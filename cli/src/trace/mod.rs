@@ -1,13 +1,17 @@
 //! A packet's way through this node, from what a [`View`] shows: pure but for its questions.
 //!
 //! ```text
+//!  resolve  names to addresses: by the objects, else by what the kernel knows
 //!  start    who sends: the inside of a pod and its port, or a device
 //!  choose   prerouting or output: the rules that choose an endpoint, one way for each
 //!  deliver  forward, route, postrouting; then neighbour, forwarding entry, port, the pod's inside
+//!  compare  what the objects say of a place, and where the kernel has something else
 //! ```
 
 mod choose;
+mod compare;
 mod deliver;
+mod resolve;
 mod start;
 
 use std::net::IpAddr;
@@ -17,10 +21,11 @@ use hostnet::netlink::{Link, Route};
 use hostnet::nft::Proto;
 use hostnet::vocab::{Family, Subnet, SubnetEnv, names};
 
+use crate::objects::Cluster;
 use crate::report::{Hop, Trace};
-use crate::target::{self, Destination, From, To};
+use crate::target::{From, To};
 use crate::view::{Result, View};
-use crate::walk::{Device, Packet, Step};
+use crate::walk::{Device, Packet, Step, kube};
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -63,6 +68,7 @@ impl PodNetwork {
 /// A name that is not there or not clear ([`target::Unclear`]), or the kernel cannot be read.
 pub fn trace(
     view: &mut dyn View,
+    cluster: &mut Cluster,
     networks: &[PodNetwork],
     question: &Question,
 ) -> anyhow::Result<Trace> {
@@ -70,6 +76,7 @@ pub fn trace(
     let links = view.links()?;
     let mut tracer = Tracer {
         view,
+        cluster,
         networks: networks.to_vec(),
         records,
         links,
@@ -87,11 +94,16 @@ pub fn trace(
             .hops
             .extend(tracer.choose(&start.packet, &to, start.bridged)?);
     }
-    Ok(Trace::new(start.label, to_text, start.hops))
+    let notes = tracer.cluster.notes();
+    Ok(Trace {
+        notes,
+        ..Trace::new(start.label, to_text, start.hops)
+    })
 }
 
 struct Tracer<'a> {
     view: &'a mut dyn View,
+    cluster: &'a mut Cluster,
     networks: Vec<PodNetwork>,
     records: Vec<Record>,
     links: Vec<Link>,
@@ -108,26 +120,6 @@ struct Start {
 }
 
 impl Tracer<'_> {
-    fn destination(&mut self, question: &Question) -> anyhow::Result<Destination> {
-        let plain = |address, port| Destination {
-            address,
-            port,
-            service: None,
-        };
-        Ok(match &question.to {
-            To::Address(address, port) => plain(*address, *port),
-            To::Pod(pod, port) => {
-                let record = target::pod(&self.records, pod)?;
-                plain(target::pod_address(record, question.family)?, *port)
-            }
-            To::Service(name, port) => {
-                let is_outside = question.from == From::Outside;
-                let (family, proto) = (question.family, question.proto);
-                target::service(self.view, family, proto, name, port.as_deref(), is_outside)?
-            }
-        })
-    }
-
     fn link(&self, index: u32) -> Option<&Link> {
         self.links.iter().find(|link| link.index == index)
     }
@@ -209,6 +201,10 @@ fn step_object(step: &Step) -> Option<String> {
         // `CONTAINER/INTERFACE@NETWORK NAMESPACE/POD`
         names::TABLE_CNI if step.set.is_some() => match comment.split_once(' ') {
             Some((_, pod)) => format!("pod {pod}"),
+            None => comment.to_owned(),
+        },
+        _ if kube::is_kube(&step.chain) => match kube::service_of(comment) {
+            Some(service) => format!("Service {service}"),
             None => comment.to_owned(),
         },
         _ => comment.to_owned(),

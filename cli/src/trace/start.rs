@@ -1,31 +1,31 @@
 //! Who sends: where the packet enters this node's rules, and what it met before.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use cni_plugin::record::Record;
 use hostnet::vocab::Family;
 
 use super::{Start, Tracer};
 use crate::report::Hop;
-use crate::target::{self, Destination, From};
+use crate::target::{self, Destination, From, ip_route, stranger};
 use crate::walk::{Device, Packet};
-
-/// An address that is nobody's (RFC 5737, RFC 3849): a client somewhere.
-fn stranger(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => Ipv4Addr::new(198, 51, 100, 1).into(),
-        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
-    }
-}
 
 impl Tracer<'_> {
     pub(super) fn start(&mut self, from: &From, to: &Destination) -> anyhow::Result<Start> {
         let family = Family::of(to.address);
         match from {
             From::Outside => Ok(self.client(stranger(family), "outside".to_owned(), to)?),
-            From::Node => Ok(self.process(None, to)?),
+            From::Node(None) => Ok(self.process(None, to)?),
+            From::Node(Some(name)) => {
+                let address = self.node_address(name, family)?;
+                anyhow::ensure!(
+                    self.is_local(address)?,
+                    "{name} is another node: run `twill trace node …` there"
+                );
+                Ok(self.process(None, to)?)
+            }
             From::Pod(name) => {
-                let record = target::pod(&self.records, name)?.clone();
+                let record = self.record(name)?.clone();
                 let source = target::pod_address(&record, family)?;
                 Ok(self.pod(&record, source, to)?)
             }
@@ -52,6 +52,7 @@ impl Tracer<'_> {
             source,
             destination: to.address,
             port: to.port,
+            mark: 0,
             original: None,
             iif,
             oif: None,
@@ -70,7 +71,10 @@ impl Tracer<'_> {
             Some(device) => Hop::new("in", format!("{source} comes in by {}", device.name)),
             None => Hop::new("in", format!("{source} comes in")).fault(
                 format!("this node has no route to {source}, so no answer can go there"),
-                "`ip route add default via GATEWAY`, or a route to the client's network",
+                format!(
+                    "`{} add default via GATEWAY`, or a route to the client's network",
+                    ip_route(Family::of(source))
+                ),
             ),
         };
         Ok(Start {
@@ -91,7 +95,7 @@ impl Tracer<'_> {
                     "this node has no route to {}: the kernel refuses before any rule is asked",
                     to.address
                 ),
-                "`ip route add default via GATEWAY`: also what is translated later needs a route at first",
+                format!("`{} add default via GATEWAY`: also what is translated later needs a route at first", ip_route(family)),
             ),
         };
         Ok(Start {

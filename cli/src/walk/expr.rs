@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use hostnet::nft::{CmpOp, Data, Expr, Key, Name, Reg, Rule, Verdict};
 
 use super::run::{Place, Run};
-use super::{End, Step};
+use super::{End, Step, kube};
 use crate::view::Result;
 
 /// The registers of a rule. A random number stays open until it is asked for.
@@ -129,7 +129,12 @@ impl Run<'_> {
                 }
             },
             Expr::Verdict(verdict) => {
-                if matches!(verdict, Verdict::Drop) {
+                let is_told = match verdict {
+                    Verdict::Drop => true,
+                    Verdict::Jump(to) | Verdict::Goto(to) => kube::is_of_a_service(to),
+                    _ => false,
+                };
+                if is_told {
                     let step = self.step_of_rule(place, rule);
                     self.steps.push(step);
                 }
@@ -159,16 +164,7 @@ impl Run<'_> {
                 ExprEnd::End(End::Reject)
             }
             Expr::Counter | Expr::Dynset { .. } => ExprEnd::Next,
-            Expr::Other { name, data } => {
-                // A comment of iptables matches everything.
-                let is_comment =
-                    name == "match" && data.windows(8).any(|bytes| bytes == b"comment\0");
-                if is_comment {
-                    ExprEnd::Next
-                } else {
-                    ExprEnd::Unknown
-                }
-            }
+            Expr::Other { .. } => self.xt(place, rule, expr)?,
         })
     }
 

@@ -5,6 +5,8 @@
 //!  choices    random numbers: each outcome in turn, with its chance
 //!  run        chains and rules
 //!  expr       one expression on the registers
+//!  kube       names and comments of kube-proxy's iptables chains
+//!  xt         what iptables-nft writes as matches and targets of xtables
 //! ```
 //!
 //! Where the kernel draws a random number, each outcome is a [`Way`] of its own with its chance. What this program
@@ -12,8 +14,10 @@
 
 mod choices;
 mod expr;
+pub mod kube;
 mod packet;
 mod run;
+mod xt;
 
 use std::net::IpAddr;
 
@@ -64,6 +68,8 @@ pub struct Way {
     pub chance: f64,
     /// Where it ends.
     pub end: End,
+    /// The packet's mark then.
+    pub mark: u32,
     /// What had a say, in order.
     pub steps: Vec<Step>,
     /// Maps in which a value was looked for and not found, each with the key.
@@ -99,16 +105,19 @@ pub fn hook(view: &mut dyn View, packet: &Packet, at: Hook) -> Result<Vec<Way>> 
             unsure: Vec::new(),
         };
         let end = run.chains(&chains)?;
+        let mark = run.packet.mark;
         let (steps, missing, unsure) = (run.steps, run.missing, run.unsure);
         let way = Way {
             chance: choices.chance(),
             end,
+            mark,
             steps,
             missing,
             unsure,
         };
         let same = |known: &&mut Way| {
-            (&known.end, &known.steps, &known.missing) == (&way.end, &way.steps, &way.missing)
+            (&known.end, &known.mark, &known.steps, &known.missing)
+                == (&way.end, &way.mark, &way.steps, &way.missing)
         };
         match ways.iter_mut().find(same) {
             Some(known) => known.chance += way.chance,

@@ -16,6 +16,8 @@ pub struct Packet {
     pub destination: IpAddr,
     /// At which port.
     pub port: u16,
+    /// Its mark.
+    pub mark: u32,
     /// Where it was sent to, if that has been translated.
     pub original: Option<(IpAddr, u16)>,
     /// The device that it came in by; `None`: this node sends it.
@@ -34,7 +36,7 @@ pub struct Device {
 }
 
 /// A source port such as clients have; rules that ask for it are rare.
-const SOURCE_PORT: u16 = 40_000;
+pub(super) const SOURCE_PORT: u16 = 40_000;
 
 impl Packet {
     /// The family.
@@ -94,7 +96,7 @@ impl Packet {
             Key::from(Datum::from(name)).as_bytes().to_vec()
         };
         Some(match key {
-            MetaKey::MARK => vec![0; 4],
+            MetaKey::MARK => self.mark.to_ne_bytes().into(),
             MetaKey::IIF => index(iif).to_ne_bytes().into(),
             OIF => index(oif).to_ne_bytes().into(),
             MetaKey::IIFNAME => name(iif),

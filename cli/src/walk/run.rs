@@ -4,7 +4,7 @@ use hostnet::nft::{AnyTable, BaseChain, ChainKind, Expr, Name, Policy, Rule, Ver
 
 use super::choices::Choices;
 use super::expr::{ExprEnd, Registers};
-use super::{End, Packet, Step};
+use super::{End, Packet, Step, kube};
 use crate::view::{Result, View};
 
 /// What a chain or rule leads to.
@@ -134,12 +134,22 @@ impl Run<'_> {
     }
 
     pub(super) fn step_of_rule(&self, place: &Place<'_>, rule: &Rule) -> Step {
+        let comment = rule.comment.as_ref().map(|c| c.as_str().to_owned());
+        let object = comment.or_else(|| kube::comment(rule));
+        // What iptables adds to each rule says nothing.
+        let is_idle = |expr: &Expr| {
+            matches!(expr, Expr::Counter) || expr.xt().is_some_and(|xt| xt.name == "comment")
+        };
+        let mut said = rule.clone();
+        if rule.exprs.iter().any(|expr| expr.xt().is_some()) {
+            said.exprs.retain(|expr| !is_idle(expr));
+        }
         Step {
             table: place.table.clone(),
             chain: place.chain.clone(),
             set: None,
-            text: rule.show(self.packet.family()).to_string(),
-            object: rule.comment.as_ref().map(|c| c.as_str().to_owned()),
+            text: said.show(self.packet.family()).to_string(),
+            object,
         }
     }
 }

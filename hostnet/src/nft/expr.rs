@@ -513,5 +513,40 @@ impl Expr {
     }
 }
 
+/// A match or target of xtables, as `iptables-nft` puts it into its rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Xt<'a> {
+    /// Whether it does something; else it asks.
+    pub is_target: bool,
+    /// Its name: `conntrack`, `DNAT`.
+    pub name: &'a str,
+    /// The revision, which says how its bytes are laid out.
+    pub revision: u32,
+    /// Its bytes: a struct of `linux/netfilter/xt_….h`.
+    pub info: &'a [u8],
+}
+
+impl Expr {
+    /// What of xtables it is, if it is.
+    pub fn xt(&self) -> Option<Xt<'_>> {
+        let Expr::Other { name, data } = self else {
+            return None;
+        };
+        let is_target = match name.as_str() {
+            "target" => true,
+            "match" => false,
+            _ => return None,
+        };
+        // `enum nft_match_attributes`, `enum nft_target_attributes`.
+        let attrs = Attrs(data);
+        Some(Xt {
+            is_target,
+            name: attrs.str(1)?,
+            revision: attrs.be32(2)?,
+            info: attrs.get(3)?,
+        })
+    }
+}
+
 /// `NFT_NG_RANDOM`.
 const NG_RANDOM: u32 = 1;

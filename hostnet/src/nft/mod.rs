@@ -45,7 +45,7 @@ pub use dump::decode_all;
 pub use error::{Error, Refusal};
 pub use expr::{
     CmpOp, CtKey, Direction, DynsetOp, Expr, FibAddr, Header, MetaKey, NatFlags, Reg, RejectWith,
-    Verdict, goto, jump,
+    Verdict, Xt, goto, jump,
 };
 pub use foreign::ForwardChain;
 pub use lookup::{AnyTable, BaseChain};

@@ -236,7 +236,10 @@ impl Registers {
             },
             Expr::Reject(with) => self.reject(*with),
             Expr::Counter => "counter".to_owned(),
-            Expr::Other { name, .. } => format!("[{name}]"),
+            Expr::Other { name, .. } => match expr.xt() {
+                Some(xt) => format!("[{name} {}]", xt.name),
+                None => format!("[{name}]"),
+            },
             other => format!("[{other:?}]"),
         })
     }
