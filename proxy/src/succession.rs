@@ -164,6 +164,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::time::Duration;
 
+    use hostnet::nfacct::Counters;
     use hostnet::testkit::{Ns, ask_tcp, require_tool, wait_until};
 
     use super::*;
@@ -186,6 +187,14 @@ mod tests {
         let tables = node.sh("nft", &["list", "tables"]);
         let is_proxys = |line: &&str| line.ends_with("-proxy");
         traces.extend(tables.lines().filter(is_proxys).map(str::to_owned));
+        let mut counters = node.run(Counters::open).unwrap();
+        let counters = [
+            "ct_state_invalid_dropped_pkts",
+            "localhost_nps_accepted_pkts",
+        ]
+        .into_iter()
+        .filter(|name| counters.packets(name).unwrap().is_some());
+        traces.extend(counters.map(|name| format!("nfacct: {name}")));
         traces
     }
 
@@ -246,10 +255,13 @@ mod tests {
                 let mut backend = iptables(naming, variant);
                 world.node.run(|| backend.replace(&plan)).unwrap();
                 let left = traces(&world.node);
-                let is_its_own = |line: &String| line.contains(variant.as_str());
+                let is_its_own =
+                    |line: &String| line.contains(variant.as_str()) || line.starts_with("nfacct: ");
                 assert!(left.iter().all(is_its_own), "{left:#?}");
                 let jumps = left.iter().filter(|line| line.contains("-A PREROUTING"));
                 assert_eq!(jumps.count(), 2, "{left:#?}");
+                let counters = left.iter().filter(|line| line.starts_with("nfacct: "));
+                assert_eq!(counters.count(), 2, "{left:#?}");
             };
             nft();
             under_a_stream_of_connects(&world, || to_iptables(Naming::Today, Variant::Nft));
