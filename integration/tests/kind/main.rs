@@ -1,5 +1,6 @@
 //! A cluster that nobody here wrote: kubelet, containerd and systemd of a kind cluster, and `manifests/` as a user applies
-//! them. `smoke` is an installation's whole way, `events` what happens to nodes and pods afterwards.
+//! them. `smoke` is an installation's whole way, `events` what happens to nodes and pods afterwards, `migration` the way
+//! from flannel and kube-proxy.
 
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use integration::progress::Progress;
 
 mod events;
 mod load;
+mod migration;
 mod smoke;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
