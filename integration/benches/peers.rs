@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 /// Nodes that are only objects.
 const PEERS: u16 = 1000;
 /// Peers that come later, one by one.
-const LATER: u16 = 20;
+const LATER: u16 = 100;
 /// How far apart: in a cluster nodes come when the last one has long been programmed.
 const APART: Duration = Duration::from_millis(100);
 /// What a kubelet says of a node's images, in bytes: a watch of whole Nodes carries it.
