@@ -14,6 +14,8 @@ pub(super) const UDP: u8 = 17;
 pub(super) mod attr {
     pub(crate) const TUPLE_ORIG: u16 = 1;
     pub(crate) const TUPLE_REPLY: u16 = 2;
+    pub(crate) const COUNTERS_ORIG: u16 = 9;
+    pub(crate) const COUNTERS_REPLY: u16 = 10;
     pub(crate) const ID: u16 = 12;
     pub(crate) const ZONE: u16 = 18;
     pub(crate) const FILTER: u16 = 25;
@@ -29,6 +31,9 @@ pub(super) mod attr {
     pub(crate) const PROTO_NUM: u16 = 1;
     pub(crate) const PROTO_SRC_PORT: u16 = 2;
     pub(crate) const PROTO_DST_PORT: u16 = 3;
+
+    pub(crate) const COUNTERS_PACKETS: u16 = 1;
+    pub(crate) const COUNTERS_BYTES: u16 = 2;
 
     pub(crate) const FILTER_ORIG_FLAGS: u16 = 1;
     pub(crate) const FILTER_REPLY_FLAGS: u16 = 2;
@@ -101,11 +106,14 @@ impl fmt::Display for UdpFlow {
 }
 
 fn decode_tuple(attrs: Attrs<'_>) -> Option<Tuple> {
+    let (proto, tuple) = decode_any(attrs)?;
+    (proto == UDP).then_some(tuple)
+}
+
+/// A tuple of any protocol that has ports, with the protocol.
+pub(super) fn decode_any(attrs: Attrs<'_>) -> Option<(u8, Tuple)> {
     let ip = attrs.nest(attr::TUPLE_IP)?;
     let proto = attrs.nest(attr::TUPLE_PROTO)?;
-    if proto.u8(attr::PROTO_NUM)? != UDP {
-        return None;
-    }
     let addr = |v4: u16, v6: u16| -> Option<IpAddr> {
         match (ip.get(v4), ip.get(v6)) {
             (Some(bytes), _) => Some(<[u8; 4]>::try_from(bytes).ok()?.into()),
@@ -113,7 +121,7 @@ fn decode_tuple(attrs: Attrs<'_>) -> Option<Tuple> {
             (None, None) => None,
         }
     };
-    Some(Tuple {
+    let tuple = Tuple {
         src: SocketAddr::new(
             addr(attr::IP_V4_SRC, attr::IP_V6_SRC)?,
             proto.be16(attr::PROTO_SRC_PORT)?,
@@ -122,7 +130,8 @@ fn decode_tuple(attrs: Attrs<'_>) -> Option<Tuple> {
             addr(attr::IP_V4_DST, attr::IP_V6_DST)?,
             proto.be16(attr::PROTO_DST_PORT)?,
         ),
-    })
+    };
+    Some((proto.u8(attr::PROTO_NUM)?, tuple))
 }
 
 /// Writes the inside of `CTA_TUPLE_ORIG`.

@@ -4,8 +4,8 @@
 //! packets come, whatever the rules say since. Whoever changes DNAT rules therefore looks for the flows that
 //! no longer match them, and has the kernel forget these: their next packet meets the rules anew.
 //!
-//! There is no way here to read or to delete a flow of TCP or SCTP: these have an end of their own, and a
-//! client that is cut off in the middle is worse off than one whose server went away.
+//! There is no way here to delete a flow of TCP or SCTP: these have an end of their own, and a client that is cut off
+//! in the middle is worse off than one whose server went away. All flows can be counted ([`Traffic`]).
 //!
 //! ```no_run
 //! use hostnet::conntrack::{Conntrack, Filter};
@@ -23,6 +23,7 @@
 //! ```
 
 mod flow;
+mod traffic;
 
 use std::io;
 use std::net::IpAddr;
@@ -35,6 +36,7 @@ use crate::vocab::Family;
 
 use flow::attr;
 pub use flow::{Tuple, UdpFlow};
+pub use traffic::Traffic;
 
 /// `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
 const GET: u16 = wire::SUBSYS_CTNETLINK << 8 | 1;
@@ -206,6 +208,26 @@ impl Conntrack {
             },
         )
         .map_err(|e| Error::of(e, || "read the UDP flows".to_owned()))
+    }
+
+    /// Hands on each flow of a family, of whatever protocol that has ports, with what it has carried.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::Socket`], [`Error::Malformed`].
+    pub fn traffic(&mut self, family: Family, mut each: impl FnMut(Traffic)) -> Result<(), Error> {
+        nfnetlink::request(
+            &mut self.socket,
+            GET,
+            wire::F_DUMP,
+            wire::nfproto(family),
+            |_| {},
+            |message| {
+                if let Some(traffic) = Traffic::decode(message.attrs()) {
+                    each(traffic);
+                }
+            },
+        )
+        .map_err(|e| Error::of(e, || "read the flows".to_owned()))
     }
 
     /// Has the kernel forget these flows; those that are gone, or that are another flow of the same addresses
