@@ -1,26 +1,35 @@
 //! The command line, and what each command does.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::io::{IsTerminal as _, Write as _};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use hostnet::nft::Proto;
-use hostnet::vocab::{Family, SubnetEnv, names};
+use hostnet::vocab::{Family, names};
 use serde::Serialize;
 
 use crate::doctor::{Findings, Host, Severity, examine};
+use crate::fix::Fix;
 use crate::kernel::Kernel;
 use crate::objects::{ApiServer, Cluster, Wanted};
+use crate::onward::{self, ByCommand, FromHere};
 use crate::pods::{PodTable, pods};
+use crate::probe;
 use crate::report::Arrival;
+use crate::status::{NodeStatus, StatusTable, status};
 use crate::target::{From, To};
-use crate::trace::{PodNetwork, Question, trace};
+use crate::top::{Order, UseTable, top};
+use crate::trace::{Question, networks, trace};
+use crate::view::View as _;
 
 /// Explains what the kernel of this node does with packets.
 ///
-/// Run it as root on a node. It needs no daemon and no API server, and changes nothing. Where an API server is known, as
+/// Run it as root on a node. It needs no daemon and no API server, and changes nothing but by `doctor --fix`. Where an API server is known, as
 /// kubectl knows it, each place is compared with the object that it comes from.
 ///
 /// Exit status: 0 all is well; 1 the packet cannot arrive, or something is wrong; 2 the question could not be
@@ -43,6 +52,9 @@ pub struct Args {
     /// Do not ask the API server: names come from the kernel alone
     #[arg(long, global = true, conflicts_with_all = ["kubeconfig", "context"])]
     pub offline: bool,
+    /// A command that fetches {url} on {node} (or {address}), to ask other nodes: `ssh {node} curl -sf {url}`
+    #[arg(long, global = true, value_name = "COMMAND", env = "TWILL_REACH")]
+    pub reach: Option<String>,
     /// How to print
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     pub output: Output,
@@ -65,18 +77,86 @@ pub enum Output {
 enum Command {
     Trace(TraceArgs),
     Pods(PodsArgs),
+    Probe(ProbeArgs),
+    Top(TopArgs),
+    Status(StatusArgs),
     Doctor(DoctorArgs),
+    Completion(CompletionArgs),
+    Man(ManArgs),
+}
+
+/// Prints what makes a shell complete this command's words
+///
+/// For bash: `source <(twill completion bash)`
+#[derive(Debug, clap::Args)]
+struct CompletionArgs {
+    /// The shell
+    shell: Shell,
+}
+
+/// Writes the manual pages
+#[derive(Debug, clap::Args)]
+struct ManArgs {
+    /// The folder to write them into, such as /usr/local/share/man/man1
+    dir: PathBuf,
+}
+
+/// Sends real packets to every other node, through the tunnel and beside it
+///
+/// Small packets and such of full size to each node that flanneld has a route to, and a TCP connection to a Service if
+/// one is named. What is lost is told with the usual reason and the remedy. The exit status is 1 if anything is.
+#[derive(Debug, clap::Args)]
+struct ProbeArgs {
+    /// How many packets of either size each node is sent
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    count: u16,
+    /// A Service to connect to: `ADDRESS:PORT`, such as that of `kubernetes`
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    service: Option<SocketAddr>,
+}
+
+/// Shows which Services are used: connections and bytes for each endpoint, by this node's table of connections
+///
+/// On a terminal it is shown anew every two seconds until interrupted; in a pipe, once.
+#[derive(Debug, clap::Args)]
+struct TopArgs {
+    /// What to sort by
+    #[arg(long, value_enum, default_value_t = Order::Bytes)]
+    sort: Order,
+    /// Show it once, on a terminal too
+    #[arg(long)]
+    once: bool,
+}
+
+/// How often `top` shows anew.
+const REFRESH: Duration = Duration::from_secs(2);
+
+/// How long `status --wait` waits before it asks again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Shows all nodes on one screen: subnets, backends, what is programmed, repairs, and what is wrong
+///
+/// The daemons of this node are asked directly, those of others by the command of `--reach`. The exit status is 1 if a
+/// node is not well, or not seen.
+#[derive(Debug, clap::Args)]
+struct StatusArgs {
+    /// Wait until all nodes are well, for at most so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    wait: Option<u64>,
 }
 
 /// Looks for what is wrong on this node, whoever sends packets
 ///
-/// Each finding has a severity, the evidence and the remedy. Nothing is changed. The exit status is 1 if there is a
-/// finding of severity `error`.
+/// Each finding has a severity, the evidence and the remedy. Nothing is changed but with `--fix`. The exit status is 1 if
+/// there is (or, after `--fix`, is still) a finding of severity `error`.
 #[derive(Debug, clap::Args)]
 struct DoctorArgs {
     /// Where the container runtime looks for CNI configurations
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     cni_conf_dir: PathBuf,
+    /// Do what the daemons would do: switches, devices that are down, the bridge's address
+    #[arg(long)]
+    fix: bool,
 }
 
 /// Lists the pods of this node: address, veth, bridge port, host ports, what they have sent and received
@@ -127,18 +207,100 @@ struct TraceArgs {
 /// # Errors
 /// The question cannot be answered.
 pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
+    // These need no kernel.
+    match &args.command {
+        Command::Completion(how) => {
+            let mut script = Vec::new();
+            clap_complete::generate(how.shell, &mut Args::command(), "twill", &mut script);
+            *out += &String::from_utf8(script)?;
+            return Ok(0);
+        }
+        Command::Man(how) => {
+            clap_mangen::generate_to(Args::command(), &how.dir)
+                .with_context(|| format!("cannot write to {}", how.dir.display()))?;
+            return Ok(0);
+        }
+        _ => {}
+    }
     let mut kernel = Kernel::here(&args.records)?;
     match &args.command {
+        Command::Completion(_) | Command::Man(_) => Ok(0),
         Command::Trace(how) => {
             let question = how.question();
-            let networks = networks(args)?;
-            let trace = trace(&mut kernel, &mut cluster(args)?, &networks, &question)?;
+            let networks = networks(&args.subnet_file)?;
+            let mut trace = trace(&mut kernel, &mut cluster(args)?, &networks, &question)?;
+            if args.reach.is_some() {
+                trace = onward::follow(&reach(args, &mut kernel)?, question.proto, trace);
+            }
             *out += &args.output.show(&trace, &trace)?;
             Ok(u8::from(trace.arrives != Arrival::Yes))
         }
+        Command::Probe(how) => {
+            let peers = probe::peers(&mut kernel)?;
+            let report = probe::Report {
+                peers: probe::probe(&peers, how.count.into()).context("no socket for echoes")?,
+                service: how.service.map(probe::connect),
+            };
+            *out += &args.output.show(&report, &report)?;
+            Ok(u8::from(!report.is_well()))
+        }
+        Command::Top(how) => {
+            let is_live =
+                args.output == Output::Text && !how.once && std::io::stdout().is_terminal();
+            if is_live {
+                return live(&mut kernel, how.sort);
+            }
+            let uses = top(&mut kernel, how.sort)?;
+            *out += &args.output.show(&uses, &UseTable(&uses))?;
+            Ok(0)
+        }
+        Command::Status(how) => {
+            let mut cluster = cluster(args)?;
+            let reach = reach(args, &mut kernel)?;
+            let here = reach
+                .own
+                .first()
+                .copied()
+                .unwrap_or(Family::V4.unspecified());
+            let started = Instant::now();
+            loop {
+                let nodes = status(&mut cluster, here, &reach);
+                let is_well = nodes.iter().all(NodeStatus::is_well);
+                if !is_well
+                    && how
+                        .wait
+                        .is_some_and(|limit| started.elapsed().as_secs() < limit)
+                {
+                    pause(AGAIN);
+                    continue;
+                }
+                *out += &args.output.show(&nodes, &StatusTable(&nodes))?;
+                for note in cluster
+                    .notes()
+                    .iter()
+                    .filter(|_| args.output == Output::Text)
+                {
+                    *out += &format!("not seen: {note}\n");
+                }
+                return Ok(u8::from(!is_well));
+            }
+        }
         Command::Doctor(how) => {
             let host = Host::observe(&how.cni_conf_dir);
-            let findings = examine(&mut kernel, &networks(args)?, &host)?;
+            let networks = networks(&args.subnet_file)?;
+            let mut findings = examine(&mut kernel, &networks, &host)?;
+            let fixes: Vec<Fix> = findings.iter().filter_map(|f| f.fix.clone()).collect();
+            if how.fix && !fixes.is_empty() {
+                for fix in fixes {
+                    fix.apply().with_context(|| fix.to_string())?;
+                    if args.output == Output::Text {
+                        *out += &format!("done: {fix}\n");
+                    }
+                }
+                // What is left, by a look that remembers nothing.
+                kernel = Kernel::here(&args.records)?;
+                findings = examine(&mut kernel, &networks, &host)?;
+            }
             *out += &args.output.show(&findings, &Findings(&findings))?;
             let is_ill = findings.iter().any(|f| f.severity == Severity::Error);
             Ok(u8::from(is_ill))
@@ -161,6 +323,34 @@ fn cluster(args: &Args) -> anyhow::Result<Cluster> {
         context: args.context.clone(),
     };
     Ok(ApiServer::find(&wanted)?.map_or_else(Cluster::default, Cluster::of))
+}
+
+/// Shows the table of `top` until somebody ends it.
+fn live(kernel: &mut Kernel, order: Order) -> anyhow::Result<u8> {
+    loop {
+        let uses = top(kernel, order)?;
+        // Home, and the rest of the screen empty.
+        let screen = format!("\x1b[H\x1b[J{}", UseTable(&uses));
+        std::io::stdout().write_all(screen.as_bytes())?;
+        pause(REFRESH);
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a person's screen goes by the clock, and daemons elsewhere send no events"
+)]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// How daemons are asked: those of this node directly.
+fn reach(args: &Args, kernel: &mut Kernel) -> anyhow::Result<FromHere> {
+    let own = kernel.addrs()?.into_iter().map(|addr| addr.cidr.addr());
+    Ok(FromHere {
+        own: own.filter(|address| !address.is_loopback()).collect(),
+        others: args.reach.clone().map(ByCommand),
+    })
 }
 
 impl Output {
@@ -191,17 +381,38 @@ impl TraceArgs {
             to: self.to.clone(),
             proto,
             family,
+            sees_pods: true,
         }
     }
 }
 
-/// The pods' networks; none where flanneld has not run.
-fn networks(args: &Args) -> anyhow::Result<Vec<PodNetwork>> {
-    let path = &args.subnet_file;
-    let text = match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.with_context(|| format!("cannot read {}", path.display()))?,
-    };
-    let env: SubnetEnv = text.parse().with_context(|| path.display().to_string())?;
-    Ok(PodNetwork::of(&env))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_sound_and_pages_and_completion_know_every_command() {
+        Args::command().debug_assert();
+        let dir = tempfile::tempdir().unwrap();
+        let mut script = String::new();
+        for line in [
+            "twill completion bash",
+            &format!("twill man {}", dir.path().display()),
+        ] {
+            let args = Args::parse_from(line.split(' '));
+            assert_eq!(run(&args, &mut script).unwrap(), 0);
+        }
+        for command in Args::command().get_subcommands() {
+            let name = command.get_name();
+            assert!(
+                script.contains(&format!("twill__subcmd__{name}")),
+                "{name}: {script}"
+            );
+            let page = dir.path().join(format!("twill-{name}.1"));
+            let page = std::fs::read_to_string(page).unwrap();
+            assert!(page.contains(".SH DESCRIPTION"), "{page}");
+        }
+        let page = std::fs::read_to_string(dir.path().join("twill-trace.1")).unwrap();
+        assert!(page.contains("svc/default/web"), "{page}");
+    }
 }

@@ -12,6 +12,7 @@ use hostnet::vocab::{Family, names};
 use hostnet::xtables;
 use serde::Serialize;
 
+use crate::fix::Fix;
 use crate::pods::pods;
 use crate::trace::PodNetwork;
 use crate::view::{Result, View};
@@ -38,6 +39,9 @@ pub struct Finding {
     pub evidence: String,
     /// What to do.
     pub remedy: String,
+    /// What `--fix` does.
+    #[serde(skip)]
+    pub fix: Option<Fix>,
 }
 
 /// What is not in the network namespace.
@@ -149,7 +153,15 @@ impl Exam<'_> {
             what: what.to_owned(),
             evidence: evidence.into(),
             remedy: remedy.into(),
+            fix: None,
         });
+    }
+
+    /// The finding that was added last can be mended so.
+    fn fixed_by(&mut self, fix: Fix) {
+        if let Some(last) = self.found.last_mut() {
+            last.fix = Some(fix);
+        }
     }
 
     fn has(&self, family: Family) -> bool {
@@ -168,6 +180,7 @@ impl Exam<'_> {
                     format!("net.{name} = 0"),
                     format!("`sysctl -w net.{name}=1`; look in /etc/sysctl.d for who sets it to 0"),
                 );
+                self.fixed_by(Fix::Switch(key.to_owned(), "1"));
             }
         }
         let all = self.view.switch("ipv4/conf/all/rp_filter")?;
@@ -186,6 +199,7 @@ impl Exam<'_> {
                     format!("{key} is strict (1)"),
                     format!("`sysctl -w net.ipv4.conf.{}.rp_filter=2`, with slashes where the name has a dot", link.name),
                 );
+                self.fixed_by(Fix::Switch(key, "2"));
             }
         }
         Ok(())
@@ -202,6 +216,7 @@ impl Exam<'_> {
                     format!("`ip link show {}`", link.name),
                     format!("`ip link set {} up`", link.name),
                 );
+                self.fixed_by(Fix::Up(link.name.clone()));
             }
         }
         let bridge = links
@@ -225,6 +240,7 @@ impl Exam<'_> {
                         bridge.name
                     ),
                 );
+                self.fixed_by(Fix::Address(bridge.name.clone(), gateway));
             }
         }
         Ok(())
@@ -346,6 +362,7 @@ impl Exam<'_> {
                     remedy: format!(
                         "`{program} -A FORWARD -s {net} -j ACCEPT` and the same with -d"
                     ),
+                    fix: None,
                 });
             }
         }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cni_plugin::record::{Record, Records};
+use hostnet::conntrack::{Conntrack, Traffic};
 use hostnet::netlink::link::Counters;
 use hostnet::netlink::route::{self, TABLE_MAIN};
 use hostnet::netlink::{Addr, FdbEntry, Link, Neigh, Route, Rtnl};
@@ -186,6 +187,10 @@ impl View for Kernel {
         let tables = self.ns.run_in(|| [read(""), read("6")])?;
         let mut lines = tables.iter().flat_map(|table| table.lines().skip(1));
         Ok(lines.any(|line| takes(line, proto, to, port)))
+    }
+
+    fn traffic(&mut self, family: Family, each: &mut dyn FnMut(Traffic)) -> Result<()> {
+        Ok(self.ns.run_in(Conntrack::open)??.traffic(family, each)?)
     }
 
     fn records(&mut self) -> Result<Vec<Record>> {

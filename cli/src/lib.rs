@@ -5,22 +5,33 @@
 //!    │                                                                     │
 //!    ├─ walk     nf_tables, rule by rule, for one packet
 //!    ├─ trace    a packet's way: pod, rules, routes, neighbours, forwarding entries, ports ──► report (tree, JSON)
+//!    │     onward asks other nodes for their part of it, far is how flanneld answers there
 //!    ├─ pods     which pod has which address, veth, port
+//!    ├─ top      which Services are used, by the table of connections
+//!    ├─ probe    real packets to every other node
+//!    ├─ status   what all nodes' daemons say of themselves
 //!    └─ doctor   what is wrong on this node, whoever sends packets
 //! ```
 //!
 //! It works on a node without any daemon and without the API server: names then come from the comments of our nf_tables
 //! elements and from twill-cni's records. With the API server each place is compared with the object that it comes from.
-//! Nothing is ever changed.
+//! Nothing is changed but by `doctor --fix`.
 #![forbid(unsafe_code)]
 
 pub mod args;
 pub mod doctor;
+pub mod far;
+pub mod fix;
 pub mod kernel;
 pub mod objects;
+pub mod onward;
 pub mod pods;
+pub mod probe;
 pub mod report;
+pub mod status;
+mod table;
 pub mod target;
+pub mod top;
 pub mod trace;
 pub mod view;
 pub mod walk;

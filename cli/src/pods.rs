@@ -9,6 +9,7 @@ use hostnet::netlink::Link;
 use hostnet::netlink::link::Counters;
 use serde::Serialize;
 
+use crate::table::{Table, size};
 use crate::target::{name_of, unknown};
 use crate::view::View;
 
@@ -141,7 +142,7 @@ pub struct PodTable<'a>(pub &'a [Pod]);
 
 impl fmt::Display for PodTable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let heading = [
+        let mut table = Table::new([
             "POD",
             "ADDRESSES",
             "VETH",
@@ -151,9 +152,8 @@ impl fmt::Display for PodTable<'_> {
             "SENT",
             "RECEIVED",
             "DROPPED",
-        ];
-        let mut rows = vec![heading.map(str::to_owned)];
-        rows.extend(self.0.iter().map(|pod| {
+        ]);
+        for pod in self.0 {
             let addresses: Vec<String> = pod.addresses.iter().map(IpAddr::to_string).collect();
             let mut state = vec![pod.state.as_str()];
             state.extend(&pod.settings);
@@ -161,7 +161,7 @@ impl fmt::Display for PodTable<'_> {
                 [] => "-".to_owned(),
                 ports => ports.join(","),
             };
-            [
+            table.row([
                 pod.pod.clone(),
                 addresses.join(","),
                 pod.veth.clone(),
@@ -171,49 +171,8 @@ impl fmt::Display for PodTable<'_> {
                 size(pod.sent[1]),
                 size(pod.received[1]),
                 pod.dropped.to_string(),
-            ]
-        }));
-        let width = |i: usize| {
-            rows.iter()
-                .map(|row| row[i].chars().count())
-                .max()
-                .unwrap_or(0)
-        };
-        let widths: [usize; 9] = std::array::from_fn(width);
-        for row in &rows {
-            let mut line = String::new();
-            for (cell, width) in row.iter().zip(widths) {
-                line += &format!("{cell:<width$}  ");
-            }
-            writeln!(f, "{}", line.trim_end())?;
+            ]);
         }
-        Ok(())
-    }
-}
-
-/// Bytes as people read them.
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let mut value = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::size;
-
-    #[test]
-    fn sizes_are_short() {
-        assert_eq!(size(1023), "1023 B");
-        assert_eq!(size(1536), "1.5 KiB");
-        assert_eq!(size(5 << 30), "5.0 GiB");
+        write!(f, "{table}")
     }
 }

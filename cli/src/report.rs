@@ -1,11 +1,13 @@
 //! What a trace tells, as data for programs and as a tree for people.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A packet's way.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Trace {
     /// Who sends it.
@@ -17,12 +19,12 @@ pub struct Trace {
     /// Its way.
     pub hops: Vec<Hop>,
     /// What could not be seen.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
 
 /// Whether a packet gets where it was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Arrival {
     /// As far as this node can see.
@@ -34,35 +36,50 @@ pub enum Arrival {
 }
 
 /// A place on the way.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Hop {
     /// What kind of place: `pod`, `dnat`, `endpoint`, `forward`, `route`, `neighbour`, `fdb`, `port`, and so on.
-    pub stage: &'static str,
+    pub stage: Cow<'static, str>,
     /// What is there, as the kernel's tools write it.
     pub text: String,
     /// The object that it comes from.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object: Option<String>,
     /// How likely a packet takes this way, where there are several.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chance: Option<f64>,
     /// What is wrong here.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
     /// How the kernel's state here is another than the objects say.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub differs: Vec<Fault>,
     /// What may be wrong, and cannot be told for certain.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// The way from here, where it parts.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    /// Where the way goes on that this node does not see.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub onward: Option<Onward>,
+    /// The way from here, where it parts or goes on at another node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub then: Vec<Hop>,
 }
 
+/// A packet that leaves for another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Onward {
+    /// The node's address.
+    pub node: IpAddr,
+    /// The packet's source when it comes in there.
+    pub from: IpAddr,
+    /// Where it goes.
+    pub to: SocketAddr,
+}
+
 /// Why a packet goes no further, and what helps.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Fault {
     /// What is wrong.
@@ -75,7 +92,7 @@ impl Hop {
     /// A place where all is well.
     pub fn new(stage: &'static str, text: impl Into<String>) -> Hop {
         Hop {
-            stage,
+            stage: stage.into(),
             text: text.into(),
             ..Hop::default()
         }
@@ -155,17 +172,25 @@ impl Trace {
         }
     }
 
+    /// Sees anew whether it leads there, after places were put in.
+    pub fn weighed(self) -> Trace {
+        Trace {
+            arrives: along(&self.hops),
+            ..self
+        }
+    }
+
     /// All that is wrong on the way, with the place.
-    pub fn faults(&self) -> Vec<(&'static str, &Fault)> {
+    pub fn faults(&self) -> Vec<(&str, &Fault)> {
         let hops = self.hops.iter().flat_map(Hop::all);
-        hops.filter_map(|hop| Some((hop.stage, hop.fault.as_ref()?)))
+        hops.filter_map(|hop| Some((&*hop.stage, hop.fault.as_ref()?)))
             .collect()
     }
 
     /// All places where the kernel has something else than the objects say.
-    pub fn differences(&self) -> Vec<(&'static str, &Fault)> {
+    pub fn differences(&self) -> Vec<(&str, &Fault)> {
         let hops = self.hops.iter().flat_map(Hop::all);
-        hops.flat_map(|hop| hop.differs.iter().map(|differs| (hop.stage, differs)))
+        hops.flat_map(|hop| hop.differs.iter().map(|differs| (&*hop.stage, differs)))
             .collect()
     }
 }

@@ -4,10 +4,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use cni_plugin::record::{Record, RecordError};
+use hostnet::conntrack::{self, Traffic};
 use hostnet::netlink::link::Counters;
 use hostnet::netlink::{self, Addr, FdbEntry, Link, Neigh, Route};
 use hostnet::netns::NetNsError;
 use hostnet::nft::{self, AnyTable, BaseChain, Element, Key, Name, Proto, Rule, SetDecl, TableId};
+use hostnet::vocab::Family;
 
 /// What an answer is, or why there is none.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -21,6 +23,9 @@ pub enum Error {
     /// Rules could not be read.
     #[error("cannot read nf_tables (this needs root)")]
     Nft(#[from] nft::Error),
+    /// The table of connections could not be read.
+    #[error("cannot read the table of connections (this needs root)")]
+    Conntrack(#[from] conntrack::Error),
     /// A namespace could not be entered.
     #[error(transparent)]
     Namespace(#[from] NetNsError),
@@ -68,6 +73,8 @@ pub trait View {
     fn switch(&mut self, key: &str) -> Result<Option<String>>;
     /// Whether a socket takes what comes to this address and port.
     fn listens(&mut self, proto: Proto, to: IpAddr, port: u16) -> Result<bool>;
+    /// All flows of a family that the kernel remembers.
+    fn traffic(&mut self, family: Family, each: &mut dyn FnMut(Traffic)) -> Result<()>;
     /// The pods of this node, by the records of twill-cni.
     fn records(&mut self) -> Result<Vec<Record>>;
     /// The inside of a pod; `None` if its namespace is gone.

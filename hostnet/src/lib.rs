@@ -15,6 +15,7 @@ pub mod netns;
 pub mod nfacct;
 mod nfnetlink;
 pub mod nft;
+pub mod ping;
 pub mod snapshot;
 pub mod sysctl;
 #[cfg(feature = "testkit")]

@@ -26,6 +26,8 @@ fn text(output: &Output) -> String {
 #[test]
 fn what_twill_says_of_a_node_is_so() {
     the_way_of_a_request_to_a_node_port_is_one_command();
+    the_other_nodes_part_is_told_by_its_daemon();
+    the_status_of_a_node_is_what_its_daemons_say();
     what_a_stopped_daemon_does_not_mend_is_named_and_gone_when_it_runs_again();
 }
 
@@ -34,6 +36,10 @@ fn the_way_of_a_request_to_a_node_port_is_one_command() {
     let service = service("told", NODE_PORT, &[&server]);
     let (ip, name) = (server.ip(), server.name());
     let object = "[Service default/told:tcp]";
+    let endpoint = format!(
+        "[pod default/{name}, node {}, EndpointSlice default/told-ipv4]",
+        NODES[2]
+    );
     for node in lab().nodes() {
         let at = node.ip();
         let output = twill(node.machine(), "trace outside svc/default/told:tcp");
@@ -41,6 +47,9 @@ fn the_way_of_a_request_to_a_node_port_is_one_command() {
         assert_eq!(output.status.code(), Some(0), "{told}");
         let mut lines = vec![
             format!("outside → Service default/told:tcp, tcp {at}:{NODE_PORT}"),
+            format!(
+                "service     NodePort, tcp 80, node port {NODE_PORT}, 1 of 1 endpoints ready   [Service default/told]"
+            ),
             format!(
                 "rules       ip twill-proxy nodeports: tcp . {NODE_PORT} : goto np-1   {object}"
             ),
@@ -52,7 +61,7 @@ fn the_way_of_a_request_to_a_node_port_is_one_command() {
         if node.name() == NODES[2] {
             let veth = inspect::host_veth(node.machine(), server.netns()).unwrap();
             lines.extend([
-                format!("endpoint    {ip}:8080   [pod default/{name}"),
+                format!("endpoint    {ip}:8080   {endpoint}"),
                 "route       10.244.3.0/24 dev cni0 proto kernel scope link src 10.244.3.1"
                     .to_owned(),
                 format!("port        {veth} of cni0   [pod default/{name}]"),
@@ -63,22 +72,28 @@ fn the_way_of_a_request_to_a_node_port_is_one_command() {
             assert_eq!(whose[0]["pod"], format!("default/{name}"), "{whose}");
         } else {
             let peer = lab().node(NODES[2]).unwrap().ip();
-            // The API server, where there is a kubeconfig, knows whose it is; the kernel alone does not.
-            let whose = match node.machine().path("/etc/kubernetes/admin.conf").exists() {
-                true => format!(
-                    "pod default/{name}, node {}, EndpointSlice default/told-ipv4",
+            lines.extend([
+                format!("endpoint    {ip}:8080   {endpoint}"),
+                format!(
+                    "route       10.244.3.0/24 via 10.244.3.0 dev flannel.1 onlink   \
+                     [Lease subnet-10-244-3-0-24 of node {}]",
                     NODES[2]
                 ),
-                false => "an endpoint of Service default/told:tcp".to_owned(),
-            };
-            lines.extend([
-                format!("endpoint    {ip}:8080   [{whose}]"),
-                "route       10.244.3.0/24 via 10.244.3.0 dev flannel.1 onlink".to_owned(),
                 "neighbour   10.244.3.0 lladdr ".to_owned(),
                 format!(" dst {peer} dev flannel.1"),
                 format!("tunnel      UDP 8472 to {peer}: 172.30.0.0/24 dev eth0"),
             ]);
         }
+        assert!(!told.contains('≠') && !told.contains("not seen"), "{told}");
+        let alone = text(&twill(
+            node.machine(),
+            "trace outside svc/default/told:tcp --offline",
+        ));
+        assert!(
+            alone.contains(&format!("{ip} . 8080   {object}")),
+            "{alone}"
+        );
+        assert!(!alone.contains("EndpointSlice"), "{alone}");
         for line in lines {
             assert!(
                 told.contains(&line),
@@ -98,6 +113,97 @@ fn the_way_of_a_request_to_a_node_port_is_one_command() {
     );
     lab().unexpose(&service).unwrap();
     lab().delete_pod(server).unwrap();
+}
+
+/// From node to node, the far one asked by a command, as `ssh NODE curl URL` would.
+fn the_other_nodes_part_is_told_by_its_daemon() {
+    let server = pod("asked", NODES[2]);
+    let (near, far) = (&lab().nodes()[0], lab().node(NODES[2]).unwrap());
+    let veth = inspect::host_veth(far.machine(), server.netns()).unwrap();
+    let of_far = "for p in $(pidof flanneld); do \
+        [ $(readlink /proc/$p/ns/net) = $(readlink /proc/self/ns/net) ] && echo $p; done; true";
+    let found = far
+        .machine()
+        .command("sh")
+        .args(["-c", of_far])
+        .output()
+        .unwrap();
+    let pid = String::from_utf8(found.stdout).unwrap();
+    let reach = format!("nsenter --net=/proc/{}/ns/net curl -sf {{url}}", pid.trim());
+    let trace = || {
+        let mut command = near.machine().command("/opt/twill/twill");
+        command.args([
+            "trace",
+            "node",
+            &server.address().to_string(),
+            "--reach",
+            &reach,
+        ]);
+        command.output().unwrap()
+    };
+    let output = trace();
+    let told = text(&output);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    for line in [
+        format!("there       at node {}", NODES[2]),
+        "comes in by flannel.1".to_owned(),
+        "route       10.244.3.0/24 dev cni0 proto kernel scope link src 10.244.3.1".to_owned(),
+        format!(
+            "port        {veth} of cni0   [pod default/{}]",
+            server.name()
+        ),
+    ] {
+        assert!(told.contains(&line), "no {line:?} in\n{told}");
+    }
+    let wall = |line: &str| far.machine().run(line).unwrap();
+    wall("nft add table ip wall");
+    wall("nft add chain ip wall gate { type filter hook forward priority 0 ; }");
+    wall(&format!(
+        "nft add rule ip wall gate ip daddr {} drop",
+        server.ip()
+    ));
+    let output = trace();
+    let told = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("✗ chain ip wall gate drops it"), "{told}");
+    wall("nft delete table ip wall");
+    lab().delete_pod(server).unwrap();
+}
+
+fn the_status_of_a_node_is_what_its_daemons_say() {
+    let node = lab().node(NODES[1]).unwrap();
+    // Of this node alone; another is asked as is said, or told to be unseen.
+    let output = twill(node.machine(), "status -o json --offline");
+    let told = text(&output);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let of = |name: &str| told[0][name].clone();
+    assert_eq!(of("flanneld")["programmed"], 2, "{told}");
+    assert!(of("proxy")["programmed"].as_u64() > Some(0), "{told}");
+    assert_eq!(
+        (&of("flanneld")["ready"], &of("proxy")["ready"]),
+        (&true.into(), &true.into())
+    );
+
+    let output = twill(node.machine(), "status --wait 0");
+    let told = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("10.244.2.0/24  vxlan"), "{told}");
+    assert!(told.contains("1 of 3 nodes are well"), "{told}");
+    let unseen = format!("✗ {}: flanneld: no answer: another node: --reach", NODES[2]);
+    assert!(told.contains(&unseen), "{told}");
+
+    node.stop(Daemon::Proxy, Signal::SIGTERM).unwrap();
+    let output = twill(node.machine(), "status --offline");
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output);
+    assert!(
+        told.contains("twill-proxy: no answer: port 10249: Connection refused"),
+        "{told}"
+    );
+    node.start(Daemon::Proxy).unwrap();
+    let output = twill(node.machine(), "status --offline --wait 60");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
 }
 
 fn what_a_stopped_daemon_does_not_mend_is_named_and_gone_when_it_runs_again() {

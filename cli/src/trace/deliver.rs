@@ -1,7 +1,7 @@
 //! From the decision where to go, to there: this node's own sockets, or forward, route and postrouting, then what is
 //! below: neighbour, forwarding entry, bridge port, the inside of the pod.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use cni_plugin::record::Record;
 use hostnet::netlink::{Link, LinkKind, Route};
@@ -14,7 +14,7 @@ use super::compare::{name_of, pod_of, with_address, with_mac};
 use super::start::gone;
 use super::{Tracer, place, step_hop};
 use crate::objects::Known;
-use crate::report::Hop;
+use crate::report::{Hop, Onward};
 use crate::target::{self, ip_route};
 use crate::view::Result;
 use crate::walk::{self, End, Packet};
@@ -72,9 +72,77 @@ impl Tracer<'_> {
         if hops.iter().any(|hop| hop.fault.is_some()) {
             return Ok(hops);
         }
-        hops.push(self.masquerade(&packet)?);
+        let (hop, is_masqueraded) = self.masquerade(&packet)?;
+        hops.push(hop);
+        let packet = match self.view.source(packet.destination)? {
+            Some(own) if is_masqueraded => Packet {
+                source: own,
+                ..packet
+            },
+            _ => packet,
+        };
+        let is_here = self.pod_at(packet.destination).is_some();
         hops.extend(self.leave(&packet, &route, peer)?);
+        if is_here && hops.iter().all(|hop| hop.fault.is_none()) {
+            hops.push(self.back(&packet, bridged)?);
+        }
         Ok(hops)
+    }
+
+    /// How the answer of a pod of this node goes.
+    fn back(&mut self, packet: &Packet, bridged: bool) -> Result<Hop> {
+        let source = packet.source;
+        if self.is_local(source)? {
+            let text = match packet.original {
+                Some(_) => "the answer comes to this node, which translates it back",
+                None => "the answer comes to this node",
+            };
+            return Ok(Hop::new("back", text));
+        }
+        if self.pod_at(source).is_some() {
+            let hop = Hop::new(
+                "back",
+                format!("the answer goes to {source} over {}", names::BRIDGE),
+            );
+            return match packet.original {
+                Some(_) if !bridged => self.translated_on_the_bridge(hop, packet.family()),
+                _ => Ok(hop),
+            };
+        }
+        let route = self.view.route(source)?;
+        let text = route.as_ref().map(|route| self.route_text(route));
+        let text = text.unwrap_or_else(|| source.to_string());
+        let hop = Hop::new("back", format!("the answer goes to {source}: {text}"));
+        Ok(match self.route_fault(source, route.as_ref()) {
+            Some((cause, remedy)) => hop.fault(format!("no answer comes back: {cause}"), remedy),
+            None => hop,
+        })
+    }
+
+    /// Between two pods of one bridge the answer is not routed: it must be translated back on the bridge.
+    fn translated_on_the_bridge(&mut self, hop: Hop, family: Family) -> Result<Hop> {
+        let word = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        let bridge = self.link_called(names::BRIDGE).map(|link| &link.kind);
+        let is_told = match (bridge, family) {
+            (Some(LinkKind::Bridge(bridge)), Family::V4) => bridge.nf_call_iptables,
+            (Some(LinkKind::Bridge(bridge)), Family::V6) => bridge.nf_call_ip6tables,
+            _ => true,
+        };
+        let switch = self.view.switch(&format!("bridge/bridge-nf-call-{word}"))?;
+        Ok(match switch.as_deref() {
+            None => hop.fault(
+                "the answer stays on the bridge and is not translated back: the module br_netfilter is not loaded",
+                "`modprobe br_netfilter`, and a file in /etc/modules-load.d that says so",
+            ),
+            Some("0") if !is_told => hop.fault(
+                format!("the answer stays on the bridge and is not translated back: bridge netfilter is off for {}", names::BRIDGE),
+                format!("`ip link set {} type bridge nf_call_{word} 1`; flanneld and twill-cni do so too", names::BRIDGE),
+            ),
+            Some(_) => hop,
+        })
     }
 
     fn socket(&mut self, packet: &Packet) -> Result<Vec<Hop>> {
@@ -129,7 +197,10 @@ impl Tracer<'_> {
         let (table, chain) = (&last.table, &last.chain);
         if let Some((cause, remedy)) = of_kube(last) {
             let hop = step_hop(last).fault(cause, remedy);
-            return Ok(vec![Hop { stage, ..hop }]);
+            return Ok(vec![Hop {
+                stage: stage.into(),
+                ..hop
+            }]);
         }
         let ip = match packet.family() {
             Family::V4 => "ip",
@@ -152,7 +223,10 @@ impl Tracer<'_> {
             remedy,
         )]
         .into_iter()
-        .map(|hop| Hop { stage, ..hop })
+        .map(|hop| Hop {
+            stage: stage.into(),
+            ..hop
+        })
         .collect())
     }
 
@@ -240,10 +314,14 @@ impl Tracer<'_> {
         })
     }
 
-    fn masquerade(&mut self, packet: &Packet) -> Result<Hop> {
+    /// What becomes of the source, and whether it changes.
+    fn masquerade(&mut self, packet: &Packet) -> Result<(Hop, bool)> {
         let ways = walk::hook(self.view, packet, Hook::Postrouting)?;
         let Some(way) = ways.first() else {
-            return Ok(Hop::new("source", format!("stays {}", packet.source)));
+            return Ok((
+                Hop::new("source", format!("stays {}", packet.source)),
+                false,
+            ));
         };
         let why = || {
             let of_element = |step: &&walk::Step| step.set.is_some() && step.object.is_some();
@@ -256,7 +334,8 @@ impl Tracer<'_> {
             });
             (said.unwrap_or_default(), named.and_then(super::step_object))
         };
-        Ok(match way.end {
+        let is_masqueraded = way.end == End::Masquerade;
+        let hop = match way.end {
             End::Masquerade => {
                 let (why, object) = why();
                 let text = format!("{} becomes this node's address ({why})", packet.source);
@@ -270,7 +349,8 @@ impl Tracer<'_> {
                 )
             }
             _ => Hop::new("source", format!("stays {}", packet.source)),
-        })
+        };
+        Ok((hop, is_masqueraded))
     }
 
     /// The node whose pod has an address, if that is another node.
@@ -393,13 +473,18 @@ impl Tracer<'_> {
             hop.object = Some(format!("node {}", name_of(peer)));
         }
         if hops.iter().all(|hop| hop.fault.is_none()) {
-            hops.push(Hop::new(
-                "there",
-                format!(
-                    "goes on at the node that has {node}: there, `twill trace outside {}`",
-                    place(packet.destination, packet.port)
-                ),
-            ));
+            let to = place(packet.destination, packet.port);
+            let from = packet.source;
+            let text =
+                format!("goes on at the node that has {node}: there, `twill trace {from} {to}`");
+            hops.push(Hop {
+                onward: Some(Onward {
+                    node,
+                    from,
+                    to: SocketAddr::new(packet.destination, packet.port),
+                }),
+                ..Hop::new("there", text).of(peer.map(|peer| format!("node {}", name_of(peer))))
+            });
         }
         Ok(hops)
     }
@@ -515,6 +600,14 @@ impl Tracer<'_> {
     fn inside(&mut self, packet: &Packet, record: &Record) -> Result<Hop> {
         let (proto, to, port) = (packet.proto, packet.destination, packet.port);
         let object = Some(pod_of(record));
+        if !self.sees_pods {
+            let hop = Hop::new("pod", place(to, port)).of(object);
+            let warning = "the inside of a pod is seen by `twill` on its node alone".to_owned();
+            return Ok(Hop {
+                warnings: vec![warning],
+                ..hop
+            });
+        }
         let Some(mut inside) = self.view.inside(record)? else {
             return Ok(gone(record));
         };

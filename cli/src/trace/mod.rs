@@ -14,7 +14,12 @@ mod deliver;
 mod resolve;
 mod start;
 
+pub(crate) use resolve::internal_ip;
+
 use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::Context as _;
 
 use cni_plugin::record::Record;
 use hostnet::netlink::{Link, Route};
@@ -38,6 +43,8 @@ pub struct Question {
     pub proto: Proto,
     /// The family, where names leave it open.
     pub family: Family,
+    /// Whether pods' namespaces can be entered from where this runs.
+    pub sees_pods: bool,
 }
 
 /// A network of pods: all nodes', and this node's part.
@@ -62,6 +69,21 @@ impl PodNetwork {
     }
 }
 
+/// The pods' networks, as flanneld has written them for twill-cni; none where it has not run.
+///
+/// # Errors
+/// The file cannot be read or understood.
+pub fn networks(subnet_file: &Path) -> anyhow::Result<Vec<PodNetwork>> {
+    let text = match std::fs::read_to_string(subnet_file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.with_context(|| format!("cannot read {}", subnet_file.display()))?,
+    };
+    let env: SubnetEnv = text
+        .parse()
+        .with_context(|| subnet_file.display().to_string())?;
+    Ok(PodNetwork::of(&env))
+}
+
 /// Follows a packet.
 ///
 /// # Errors
@@ -81,6 +103,7 @@ pub fn trace(
         records,
         links,
         proto: question.proto,
+        sees_pods: question.sees_pods,
     };
     let to = tracer.destination(question)?;
     let what = match &to.service {
@@ -108,6 +131,7 @@ struct Tracer<'a> {
     records: Vec<Record>,
     links: Vec<Link>,
     proto: Proto,
+    sees_pods: bool,
 }
 
 /// Where a way begins.

@@ -197,7 +197,7 @@ impl Tracer<'_> {
 }
 
 /// The address by which a node is reached.
-pub(super) fn internal_ip(node: &Node, family: Family) -> Option<IpAddr> {
+pub(crate) fn internal_ip(node: &Node, family: Family) -> Option<IpAddr> {
     let addresses = node.status.as_ref()?.addresses.as_ref()?;
     let internal = addresses.iter().filter(|a| a.type_ == "InternalIP");
     internal

@@ -106,6 +106,7 @@ impl Tracer<'_> {
         })
     }
 
+    /// The inside of a pod, where packets from it begin.
     fn pod(
         &mut self,
         record: &Record,

@@ -106,6 +106,50 @@ fn the_doctor_finds_nothing_in_a_sound_node_and_each_illness_alone() {
 }
 
 #[test]
+fn what_the_daemons_would_mend_is_mended() {
+    let world = World::new();
+    for broken in [
+        "sysctl -q -w net.ipv4.ip_forward=0",
+        "sysctl -q -w net/ipv4/conf/flannel.1/rp_filter=1",
+        "ip link set flannel.1 down",
+        "ip address flush dev cni0",
+    ] {
+        run(&world.node, broken);
+    }
+    let look = || {
+        let host = Host::default();
+        examine(&mut world.kernel(), &networks(Family::V4), &host).unwrap()
+    };
+    let mut done = Vec::new();
+    for fix in look().into_iter().filter_map(|finding| finding.fix) {
+        world.node.run(|| fix.apply()).unwrap();
+        done.push(fix.to_string());
+    }
+    done.sort();
+    assert_eq!(
+        done,
+        [
+            "ip address add 10.244.2.1/24 dev cni0",
+            "ip link set flannel.1 up",
+            "sysctl -w net/ipv4/conf/flannel.1/rp_filter=2",
+            "sysctl -w net/ipv4/ip_forward=1",
+        ]
+    );
+    let left = look();
+    assert!(
+        left.iter().all(|finding| finding.fix.is_none()),
+        "{left:#?}"
+    );
+    assert!(world.node.link("flannel.1").up);
+    // A bridge that is down has to be up before its address is looked at.
+    run(&world.node, "ip link set cni0 down");
+    let fix = look().into_iter().find_map(|finding| finding.fix).unwrap();
+    assert_eq!(fix.to_string(), "ip link set cni0 up");
+    world.node.run(|| fix.apply()).unwrap();
+    assert!(world.node.link("cni0").up);
+}
+
+#[test]
 fn the_doctor_knows_other_software_by_name() {
     let world = World::new();
     let mut kernel = world.kernel();

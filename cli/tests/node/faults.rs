@@ -330,6 +330,16 @@ const FAULTS: &[Row] = &[
         ],
     ),
     (
+        "bridge netfilter",
+        &[("node", "sysctl -q -w net.bridge.bridge-nf-call-iptables=0")],
+        WEB,
+        [
+            "back",
+            "bridge netfilter is off for cni0",
+            "ip link set cni0 type bridge nf_call_iptables 1",
+        ],
+    ),
+    (
         "the node's route",
         &[("node", "ip route del default")],
         ["node", "svc/default/web", "10.96.0.10:80"],

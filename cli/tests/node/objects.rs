@@ -295,7 +295,7 @@ fn where_the_kernel_has_something_else_it_is_marked_with_the_remedy() {
 fn named_alone(
     what: &str,
     told: &Trace,
-    found: &[(&'static str, &cli::report::Fault)],
+    found: &[(&str, &cli::report::Fault)],
     [stage, cause, remedy]: [&str; 3],
 ) {
     let is_named = match found {

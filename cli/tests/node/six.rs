@@ -47,6 +47,8 @@ pub(crate) fn six(text: &str) -> String {
         ("ip route", "ip -6 route"),
         ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"),
         ("iptables -", "ip6tables -"),
+        ("call-iptables", "call-ip6tables"),
+        ("call_iptables", "call_ip6tables"),
     ] {
         out = out.replace(four, six);
     }

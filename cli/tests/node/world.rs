@@ -163,6 +163,7 @@ impl World {
             to: self.say(to).parse().unwrap(),
             proto: Proto::TCP,
             family: self.family,
+            sees_pods: true,
         };
         let networks = networks(self.family);
         trace(&mut self.kernel(), cluster, &networks, &question)

@@ -150,8 +150,16 @@ async fn serve(
     if let Some(addr) = config.metrics {
         let listener = http::bind("--metrics-port", addr).await?;
         let counts = counts.clone();
+        let records =
+            (config.attachments_dir.clone()).unwrap_or_else(|| names::ATTACHMENTS_DIR.into());
+        let subnet_file = config.subnet_file.clone();
         let answer = move |target: &str| match target.split('?').next() {
             Some("/metrics") => agent::metrics::reply(counts.registry()),
+            // Its part of a packet's way, for `twill trace` elsewhere.
+            Some(cli::far::PATH) => match cli::far::reply(target, &records, &subnet_file) {
+                Some((status, body)) => http::Reply::json(status, body),
+                None => http::Reply::not_found(),
+            },
             _ => http::Reply::not_found(),
         };
         tokio::spawn(listener.serve(answer, stop.clone()));

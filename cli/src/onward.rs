@@ -1,0 +1,162 @@
+//! The way at other nodes: each is asked for its part, and its answer is put where the trace left for it.
+
+use std::fmt;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use hostnet::nft::Proto;
+
+use crate::far::Query;
+use crate::report::{Hop, Trace};
+
+/// The port at which flanneld answers, on a node's loopback.
+pub const PORT: u16 = 8082;
+
+/// How many nodes a packet may come to: one that goes further goes round.
+const NODES_MAX: u8 = 3;
+
+/// A way to ask the daemon of a node.
+pub trait Reach {
+    /// The body of its answer to a GET of path and query at a port of the node's loopback.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    fn get(&self, node: &Place, port: u16, target: &str) -> Result<String, String>;
+}
+
+/// A node, as it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its name, if the objects are seen.
+    pub name: Option<String>,
+    /// Its address.
+    pub address: IpAddr,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => f.write_str(name),
+            None => write!(f, "{}", self.address),
+        }
+    }
+}
+
+/// Asks by a command of the user's, such as `ssh {node} curl -sf {url}`: its words are run as they are, and what it
+/// prints is the answer.
+#[derive(Clone, Debug)]
+pub struct ByCommand(pub String);
+
+impl Reach for ByCommand {
+    fn get(&self, node: &Place, port: u16, target: &str) -> Result<String, String> {
+        let url = format!("http://127.0.0.1:{port}{target}");
+        let fill = |word: &str| {
+            word.replace("{node}", &node.to_string())
+                .replace("{address}", &node.address.to_string())
+                .replace("{url}", &url)
+        };
+        let words: Vec<String> = self.0.split_whitespace().map(fill).collect();
+        let (program, arguments) = words.split_first().ok_or("--reach is empty")?;
+        let output = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| format!("{program}: {error}"))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let said = said.lines().last().unwrap_or_default();
+            return Err(format!("{program}: {}: {said}", output.status));
+        }
+        String::from_utf8(output.stdout).map_err(|_| format!("{program}: no text"))
+    }
+}
+
+/// Asks the daemons of this node directly, and others by a command, if one is given.
+#[derive(Clone, Debug)]
+pub struct FromHere {
+    /// This node's addresses.
+    pub own: Vec<IpAddr>,
+    /// How to ask others.
+    pub others: Option<ByCommand>,
+}
+
+impl Reach for FromHere {
+    fn get(&self, node: &Place, port: u16, target: &str) -> Result<String, String> {
+        match &self.others {
+            _ if self.own.contains(&node.address) => loopback(port, target),
+            Some(others) => others.get(node, port, target),
+            None => Err("another node: --reach says how to ask it".to_owned()),
+        }
+    }
+}
+
+/// The body of a 200 of this machine's; HTTP/1.0, so that it ends with the connection.
+fn loopback(port: u16, target: &str) -> Result<String, String> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let ask = || -> std::io::Result<String> {
+        let server = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(format!("GET {target} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text = ask().map_err(|error| format!("port {port}: {error}"))?;
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    match head.split(' ').nth(1) {
+        Some("200") => Ok(body.to_owned()),
+        Some(status) => Err(format!("{status}: {}", body.trim().replace('\n', ", "))),
+        None => Err(format!("port {port} does not speak HTTP")),
+    }
+}
+
+/// Puts in what other nodes say of the way through them.
+pub fn follow(reach: &dyn Reach, proto: Proto, mut trace: Trace) -> Trace {
+    for hop in &mut trace.hops {
+        go_on(reach, proto, hop, NODES_MAX);
+    }
+    trace.weighed()
+}
+
+fn go_on(reach: &dyn Reach, proto: Proto, hop: &mut Hop, left: u8) {
+    for then in &mut hop.then {
+        go_on(reach, proto, then, left);
+    }
+    let Some(onward) = hop.onward.clone() else {
+        return;
+    };
+    let name = hop.object.as_deref().and_then(|o| o.strip_prefix("node "));
+    let node = Place {
+        name: name.map(str::to_owned),
+        address: onward.node,
+    };
+    if left == 0 {
+        hop.warnings
+            .push("it goes from node to node, perhaps in a circle".to_owned());
+        return;
+    }
+    let target = Query::of(&onward, proto).target();
+    let answer = reach.get(&node, PORT, &target).and_then(|body| {
+        serde_json::from_str::<Trace>(&body).map_err(|_| {
+            let said: String = body.trim().chars().take(200).collect();
+            format!("it says {said:?}, which is no trace")
+        })
+    });
+    match answer {
+        Ok(far) => {
+            hop.text = format!("at node {node}");
+            hop.object = None;
+            hop.then = far.hops;
+            for then in &mut hop.then {
+                go_on(reach, proto, then, left - 1);
+            }
+        }
+        Err(why) => {
+            let warning = format!("node {node} does not answer, so its part is not seen: {why}");
+            hop.warnings.push(warning);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! The page of examples says what is printed.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use clap::Parser as _;
+use cli::args::{self, Args};
+
+use crate::world::{World, run};
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/twill.md");
+
+/// What a command prints on the node, as a terminal would show it.
+fn printed(world: &World, subnet_file: &Path, line: &str) -> String {
+    let Some(rest) = line.strip_prefix("twill ") else {
+        run(&world.node, line);
+        return String::new();
+    };
+    let mut words = vec!["twill", "--offline", "--records"];
+    let records = world.records.path().display().to_string();
+    let subnet_file = subnet_file.display().to_string();
+    words.extend([&*records, "--subnet-file", &*subnet_file]);
+    words.extend(rest.split_whitespace());
+    let parsed = Args::parse_from(words);
+    let mut out = String::new();
+    if let Err(error) = world.node.run(|| args::run(&parsed, &mut out)) {
+        writeln!(out, "twill: {error:#}").unwrap();
+    }
+    out
+}
+
+#[test]
+fn the_page_of_examples_is_what_is_printed() {
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let subnet_file = folder.path().join("subnet.env");
+    let subnets = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.2.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+    #[expect(clippy::disallowed_methods, reason = "read after it is written")]
+    std::fs::write(&subnet_file, subnets).unwrap();
+    let page = std::fs::read_to_string(PAGE).unwrap();
+    let mut true_page = String::new();
+    let mut is_example = false;
+    for line in page.lines() {
+        if line.starts_with("```") {
+            is_example = line == "```console";
+        }
+        let command = line.strip_prefix("# ").filter(|_| is_example);
+        if !is_example || line.starts_with("```") || command.is_some() {
+            writeln!(true_page, "{line}").unwrap();
+        }
+        if let Some(command) = command {
+            true_page += &printed(&world, &subnet_file, command);
+        }
+    }
+    if std::env::var_os("UPDATE").is_some() {
+        #[expect(clippy::disallowed_methods, reason = "a person's checkout")]
+        std::fs::write(PAGE, &true_page).unwrap();
+    }
+    assert!(
+        page == true_page || std::env::var_os("UPDATE").is_some(),
+        "docs/twill.md should be:\n{true_page}"
+    );
+}
