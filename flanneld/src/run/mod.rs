@@ -155,11 +155,13 @@ async fn serve(
         let subnet_file = config.subnet_file.clone();
         let answer = move |target: &str| match target.split('?').next() {
             Some("/metrics") => agent::metrics::reply(counts.registry()),
-            // Its part of a packet's way, for `twill trace` elsewhere.
-            Some(cli::far::PATH) => match cli::far::reply(target, &records, &subnet_file) {
-                Some((status, body)) => http::Reply::json(status, body),
-                None => http::Reply::not_found(),
-            },
+            // Its part of a packet's way, for `twill trace` elsewhere: who gets to the node's own address may see it.
+            Some(cli::far::PATH) if addr.ip().is_loopback() => {
+                match cli::far::reply(target, &records, &subnet_file) {
+                    Some((status, body)) => http::Reply::json(status, body),
+                    None => http::Reply::not_found(),
+                }
+            }
             _ => http::Reply::not_found(),
         };
         tokio::spawn(listener.serve(answer, stop.clone()));
