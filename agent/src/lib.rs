@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  client ──► (slim ──►) watch ──► (the owning task folds Deltas into its index) ──► marks sync::Pacer ──► a pass
-//!  logging, http (health, metrics), metrics, shutdown: around it
+//!  logging, http (health, metrics), metrics, keeping (on disk), shutdown: around it
 //! ```
 //!
 //! Nothing here knows what a daemon does; nothing here touches the kernel.
@@ -13,6 +13,7 @@ pub mod client;
 mod errors;
 pub mod events;
 pub mod http;
+pub mod keeping;
 pub mod logging;
 pub mod metrics;
 pub mod shutdown;

@@ -4,28 +4,19 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use hostnet::memory;
+use agent::keeping::Keeping;
 use hostnet::snapshot::{self, Refusal, Subject};
 use serde_json::value::{RawValue, to_raw_value};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::index::{Index, saved};
-
-/// What is saved is at most so old while things change: a write costs as much as all objects do.
-const AT_MOST: Duration = Duration::from_secs(10);
-/// An unchanged state is written again after this, so that it does not grow too old to be trusted.
-const AGAIN: Duration = Duration::from_secs(3600);
 
 /// The file.
 #[derive(Debug)]
 pub struct Keeper {
     path: PathBuf,
-    written: Option<Instant>,
-    is_dirty: bool,
-    writing: Option<JoinHandle<()>>,
+    keeping: Keeping,
 }
 
 impl Keeper {
@@ -33,9 +24,7 @@ impl Keeper {
     pub fn new(path: PathBuf) -> Self {
         Self {
             path,
-            written: None,
-            is_dirty: false,
-            writing: None,
+            keeping: Keeping::default(),
         }
     }
 
@@ -59,29 +48,21 @@ impl Keeper {
 
     /// The rules follow what the index holds: `changed` since the last call.
     pub fn note(&mut self, changed: bool) {
-        self.is_dirty |= changed;
+        if changed {
+            self.keeping.mark();
+        }
     }
 
     /// When [`Keeper::write`] is due.
     pub fn due(&self) -> Instant {
-        match self.written {
-            None => Instant::now(),
-            Some(at) if self.is_dirty => at + AT_MOST,
-            Some(at) => at + AGAIN,
-        }
+        self.keeping.due()
     }
 
     /// Writes what the index holds, in the background. A failure is told; the old file then stays.
     pub fn write(&mut self, index: &Index) {
-        self.written = Some(Instant::now());
-        if self
-            .writing
-            .as_ref()
-            .is_some_and(|task| !task.is_finished())
-        {
+        if !self.keeping.begin() {
             return;
         }
-        self.is_dirty = false;
         // Taken at once; the disk may take its time.
         let state = match to_raw_value(&index.saved()) {
             Ok(state) => state,
@@ -96,10 +77,8 @@ impl Keeper {
             .node()
             .map(|node| node.uid.clone())
             .unwrap_or_default();
-        let write = move || {
+        self.keeping.write(move || {
             let written = snapshot::write::<Box<RawValue>>(&path, subject(&node), &uid, &state);
-            drop(state);
-            memory::release();
             if let Err(error) = written {
                 let error = crate::run::chain(&error);
                 tracing::warn!(
@@ -107,8 +86,7 @@ impl Keeper {
                     "the state could not be saved: after a reboot nothing is served until the API server answers"
                 );
             }
-        };
-        self.writing = Some(tokio::task::spawn_blocking(write));
+        });
     }
 }
 
@@ -143,7 +121,7 @@ mod tests {
 
     async fn write(keeper: &mut Keeper, index: &Index) {
         keeper.write(index);
-        keeper.writing.take().unwrap().await.unwrap();
+        keeper.keeping.written().await;
     }
 
     #[tokio::test]
