@@ -52,7 +52,7 @@ pub struct Args {
     /// Do not ask the API server: names come from the kernel alone
     #[arg(long, global = true, conflicts_with_all = ["kubeconfig", "context"])]
     pub offline: bool,
-    /// A command that fetches {url} on {node} (or {address}), to ask other nodes: `ssh {node} curl -sf {url}`
+    /// A command that fetches {url} on {node} (or {address}), to ask other nodes in place of `pods/portforward`: `ssh {node} curl -sf {url}`
     #[arg(long, global = true, value_name = "COMMAND", env = "TWILL_REACH")]
     pub reach: Option<String>,
     /// How to print
@@ -228,10 +228,14 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
         Command::Trace(how) => {
             let question = how.question();
             let networks = networks(&args.subnet_file)?;
-            let mut trace = trace(&mut kernel, &mut cluster(args)?, &networks, &question)?;
-            if args.reach.is_some() {
-                trace = onward::follow(&reach(args, &mut kernel)?, question.proto, trace);
-            }
+            let server = server(args)?;
+            let mut cluster = cluster(server.as_ref());
+            let near = trace(&mut kernel, &mut cluster, &networks, &question)?;
+            let reach = reach(args, server, &mut kernel)?;
+            let trace = match &reach.others {
+                Some(_) => onward::follow(&reach, question.proto, near),
+                None => near,
+            };
             *out += &args.output.show(&trace, &trace)?;
             Ok(u8::from(trace.arrives != Arrival::Yes))
         }
@@ -255,8 +259,9 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
             Ok(0)
         }
         Command::Status(how) => {
-            let mut cluster = cluster(args)?;
-            let reach = reach(args, &mut kernel)?;
+            let server = server(args)?;
+            let mut cluster = cluster(server.as_ref());
+            let reach = reach(args, server, &mut kernel)?;
             let here = reach
                 .own
                 .first()
@@ -313,16 +318,19 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
     }
 }
 
-/// The objects of the cluster, if an API server is known.
-fn cluster(args: &Args) -> anyhow::Result<Cluster> {
+/// The API server, if one is known.
+fn server(args: &Args) -> anyhow::Result<Option<ApiServer>> {
     if args.offline {
-        return Ok(Cluster::default());
+        return Ok(None);
     }
-    let wanted = Wanted {
+    ApiServer::find(&Wanted {
         kubeconfig: args.kubeconfig.clone(),
         context: args.context.clone(),
-    };
-    Ok(ApiServer::find(&wanted)?.map_or_else(Cluster::default, Cluster::of))
+    })
+}
+
+fn cluster(server: Option<&ApiServer>) -> Cluster {
+    server.cloned().map_or_else(Cluster::default, Cluster::of)
 }
 
 /// Shows the table of `top` until somebody ends it.
@@ -344,12 +352,17 @@ fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// How daemons are asked: those of this node directly.
-fn reach(args: &Args, kernel: &mut Kernel) -> anyhow::Result<FromHere> {
+/// How daemons are asked: those of this node directly, others by the command that was given, or through the API server.
+fn reach(args: &Args, server: Option<ApiServer>, kernel: &mut Kernel) -> anyhow::Result<FromHere> {
     let own = kernel.addrs()?.into_iter().map(|addr| addr.cidr.addr());
+    let by_command = args.reach.clone().map(ByCommand);
     Ok(FromHere {
         own: own.filter(|address| !address.is_loopback()).collect(),
-        others: args.reach.clone().map(ByCommand),
+        others: match (by_command, server) {
+            (Some(command), _) => Some(Box::new(command)),
+            (None, Some(server)) => Some(Box::new(server)),
+            (None, None) => None,
+        },
     })
 }
 

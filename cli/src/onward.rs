@@ -73,13 +73,12 @@ impl Reach for ByCommand {
     }
 }
 
-/// Asks the daemons of this node directly, and others by a command, if one is given.
-#[derive(Clone, Debug)]
+/// Asks the daemons of this node directly, and others as is said.
 pub struct FromHere {
     /// This node's addresses.
     pub own: Vec<IpAddr>,
-    /// How to ask others.
-    pub others: Option<ByCommand>,
+    /// How to ask others, if there is a way.
+    pub others: Option<Box<dyn Reach + Send + Sync>>,
 }
 
 impl Reach for FromHere {
@@ -87,25 +86,37 @@ impl Reach for FromHere {
         match &self.others {
             _ if self.own.contains(&node.address) => loopback(port, target),
             Some(others) => others.get(node, port, target),
-            None => Err("another node: --reach says how to ask it".to_owned()),
+            None => {
+                Err("another node: it is asked through the API server, or by --reach".to_owned())
+            }
         }
     }
 }
 
-/// The body of a 200 of this machine's; HTTP/1.0, so that it ends with the connection.
+/// The body of a 200 of this machine's.
 fn loopback(port: u16, target: &str) -> Result<String, String> {
     const PATIENCE: Duration = Duration::from_secs(2);
     let ask = || -> std::io::Result<String> {
         let server = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(format!("GET {target} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())?;
+        stream.write_all(request(target).as_bytes())?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         Ok(text)
     };
     let text = ask().map_err(|error| format!("port {port}: {error}"))?;
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    body(port, &text)
+}
+
+/// A request, in HTTP/1.0 so that the answer ends with the connection.
+pub(crate) fn request(target: &str) -> String {
+    format!("GET {target} HTTP/1.0\r\nHost: localhost\r\n\r\n")
+}
+
+/// What a server has answered, if that was what was wanted.
+pub(crate) fn body(port: u16, text: &str) -> Result<String, String> {
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text, ""));
     match head.split(' ').nth(1) {
         Some("200") => Ok(body.to_owned()),
         Some(status) => Err(format!("{status}: {}", body.trim().replace('\n', ", "))),

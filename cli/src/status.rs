@@ -26,11 +26,14 @@ struct Daemon {
     ready: &'static str,
 }
 
+/// Where flanneld says whether it is ready.
+pub(crate) const FLANNELD_HEALTH: u16 = 8081;
+
 const FLANNELD: Daemon = Daemon {
     name: "flanneld",
     prefix: "flanneld",
-    metrics: 8082,
-    health: 8081,
+    metrics: crate::onward::PORT,
+    health: FLANNELD_HEALTH,
     ready: "/readyz",
 };
 

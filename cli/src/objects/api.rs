@@ -1,15 +1,21 @@
 //! The API server: found as kubectl finds it, asked in blocking calls.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
 
 use super::{Missing, Source};
+use crate::onward::{self, Place, Reach};
+use crate::status;
 
 /// How long a silent server is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -23,10 +29,17 @@ pub struct Wanted {
     pub context: Option<String>,
 }
 
-/// A client of the API server.
+/// A client of the API server. Clones share it.
+#[derive(Clone)]
 pub struct ApiServer {
-    runtime: Runtime,
+    runtime: Arc<Runtime>,
     client: Client,
+}
+
+impl fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiServer").finish_non_exhaustive()
+    }
 }
 
 impl ApiServer {
@@ -74,7 +87,7 @@ impl ApiServer {
         let client = runtime.block_on(async { Client::try_from(config) });
         Ok(Some(ApiServer {
             client: client.context("kubeconfig")?,
-            runtime,
+            runtime: Arc::new(runtime),
         }))
     }
 
@@ -84,10 +97,67 @@ impl ApiServer {
             None => Api::all_with(self.client.clone(), kind),
         }
     }
+}
 
-    /// Runs what needs the client itself, to its end.
-    pub fn run<F: Future>(&self, work: impl FnOnce(Client) -> F) -> F::Output {
-        self.runtime.block_on(work(self.client.clone()))
+/// Where Twill's daemons are, and the label that says which.
+const NAMESPACE: &str = "kube-system";
+const COMPONENT: &str = "app.kubernetes.io/component";
+
+/// By `pods/portforward`: the right to that verb is the permission.
+impl Reach for ApiServer {
+    fn get(&self, node: &Place, port: u16, target: &str) -> Result<String, String> {
+        let name = node
+            .name
+            .as_deref()
+            .ok_or("its name is not known, so that its daemons cannot be found")?;
+        let daemon = match port {
+            onward::PORT | status::FLANNELD_HEALTH => "flanneld",
+            _ => "twill-proxy",
+        };
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let params = ListParams::default()
+            .labels(&format!("{COMPONENT}={daemon}"))
+            .fields(&format!("spec.nodeName={name},status.phase=Running"));
+        let asked = async {
+            let found = pods.list_metadata(&params).await;
+            let found = found.map_err(|error| {
+                let kind = ApiResource::erase::<Pod>(&());
+                missing("list", &kind, Some(NAMESPACE), &error).to_string()
+            })?;
+            let pod = found.items.into_iter().find_map(|pod| pod.metadata.name);
+            let pod = pod.ok_or_else(|| format!("no pod of {daemon} runs there"))?;
+            let mut forward =
+                (pods.portforward(&pod, &[port]).await).map_err(|error| not_forwarded(&error))?;
+            let mut stream = forward.take_stream(port).ok_or("no stream")?;
+            let io = |error: std::io::Error| format!("port {port} of {pod}: {error}");
+            stream
+                .write_all(onward::request(target).as_bytes())
+                .await
+                .map_err(io)?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.map_err(io)?;
+            onward::body(port, &text)
+        };
+        let limited = async { tokio::time::timeout(PATIENCE, asked).await };
+        self.runtime
+            .block_on(limited)
+            .unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
+    }
+}
+
+fn not_forwarded(error: &kube::Error) -> String {
+    use kube::client::UpgradeConnectionError::ProtocolSwitch;
+    match error {
+        kube::Error::UpgradeConnection(ProtocolSwitch(code)) if code.as_u16() == 403 => {
+            format!("no right to get and create pods/portforward in namespace {NAMESPACE}")
+        }
+        error => missing(
+            "get",
+            &ApiResource::erase::<Pod>(&()),
+            Some(NAMESPACE),
+            error,
+        )
+        .to_string(),
     }
 }
 

@@ -92,7 +92,10 @@ impl Tracer<'_> {
             }
             End::Reject | End::Drop => {
                 let hop = refusal(to, way);
-                service.map_or_else(|| hop.clone(), |service| service.why_none(hop.clone()))
+                match service {
+                    Some(service) => service.why_none(hop),
+                    None => hop,
+                }
             }
         };
         hop.chance = Some(way.chance);

@@ -5,9 +5,11 @@
 //!  start    who sends: the inside of a pod and its port, or a device
 //!  choose   prerouting or output: the rules that choose an endpoint, one way for each
 //!  deliver  forward, route, postrouting; then neighbour, forwarding entry, port, the pod's inside
+//!  back     how the answer finds its client
 //!  compare  what the objects say of a place, and where the kernel has something else
 //! ```
 
+mod back;
 mod choose;
 mod compare;
 mod deliver;
