@@ -203,8 +203,31 @@ struct Entrance {
     address: Option<IpAddr>,
 }
 
-/// All entrances of Services. Elements of several maps tell of one, so that one that was lost can still be named.
-fn entrances(view: &mut dyn View, family: Family) -> crate::view::Result<BTreeSet<Entrance>> {
+impl Entrance {
+    /// Whether a person means it by this number or name of a port.
+    fn is_at(&self, port: &str) -> bool {
+        self.port_name == port || self.port.to_string() == port
+    }
+}
+
+/// The maps that lead packets to Services, and those that tell of the same Services: there one that was lost can still be
+/// named.
+const MAPS: [&[&str]; 2] = [
+    &["vips", "nodeports"],
+    &[
+        "masq-vips",
+        "endpoints",
+        "masq-nodeports",
+        "nodeport-endpoints",
+    ],
+];
+
+/// The entrances of Services. The second maps, which are larger, are read only if the first are not enough.
+fn entrances(
+    view: &mut dyn View,
+    family: Family,
+    is_enough: impl Fn(&BTreeSet<Entrance>) -> bool,
+) -> crate::view::Result<BTreeSet<Entrance>> {
     let table = proxy_table(family);
     let mut all = BTreeSet::new();
     if view.declaration(&table, "vips")?.is_none() {
@@ -220,40 +243,38 @@ fn entrances(view: &mut dyn View, family: Family) -> crate::view::Result<BTreeSe
         });
         return Ok(chained.collect());
     }
-    for set in [
-        "vips",
-        "masq-vips",
-        "endpoints",
-        "nodeports",
-        "masq-nodeports",
-        "nodeport-endpoints",
-    ] {
-        let Some(decl) = view.declaration(&table, set)? else {
-            continue;
-        };
-        for (key, element) in view.elements(&table, set)? {
-            let (Some(comment), Some(key)) = (&element.comment, decl.key.decode(&key)) else {
+    for sets in MAPS {
+        if is_enough(&all) {
+            break;
+        }
+        for set in sets {
+            let Some(decl) = view.declaration(&table, set)? else {
                 continue;
             };
-            let (address, proto, port) = match &key[..] {
-                [
-                    Datum::Addr(address),
-                    Datum::Proto(proto),
-                    Datum::Port(port),
-                    ..,
-                ] => (Some(*address), proto, port),
-                [Datum::Proto(proto), Datum::Port(port), ..] => (None, proto, port),
-                _ => continue,
-            };
-            let text = comment.as_str();
-            let (service, port_name) = text.split_once(':').unwrap_or((text, ""));
-            all.insert(Entrance {
-                service: service.to_owned(),
-                port_name: port_name.to_owned(),
-                proto: proto.0,
-                port: *port,
-                address,
-            });
+            for (key, element) in view.elements(&table, set)? {
+                let (Some(comment), Some(key)) = (&element.comment, decl.key.decode(&key)) else {
+                    continue;
+                };
+                let (address, proto, port) = match &key[..] {
+                    [
+                        Datum::Addr(address),
+                        Datum::Proto(proto),
+                        Datum::Port(port),
+                        ..,
+                    ] => (Some(*address), proto, port),
+                    [Datum::Proto(proto), Datum::Port(port), ..] => (None, proto, port),
+                    _ => continue,
+                };
+                let text = comment.as_str();
+                let (service, port_name) = text.split_once(':').unwrap_or((text, ""));
+                all.insert(Entrance {
+                    service: service.to_owned(),
+                    port_name: port_name.to_owned(),
+                    proto: proto.0,
+                    port: *port,
+                    address,
+                });
+            }
         }
     }
     Ok(all)
@@ -301,7 +322,15 @@ pub fn service(
     port: Option<&str>,
     from_outside: bool,
 ) -> anyhow::Result<Destination> {
-    let all = entrances(view, family)?;
+    let is_enough = |all: &BTreeSet<Entrance>| {
+        let mut own = all.iter().filter(|entrance| entrance.service == name);
+        own.any(|entrance| {
+            entrance.proto == proto.0
+                && port.is_none_or(|port| entrance.is_at(port))
+                && entrance.address.is_none() == from_outside
+        })
+    };
+    let all = entrances(view, family, is_enough)?;
     let mut own: Vec<&Entrance> = all.iter().filter(|e| e.service == name).collect();
     if own.is_empty() {
         let known = all.iter().map(|entrance| entrance.service.as_str());
@@ -309,7 +338,7 @@ pub fn service(
     }
     own.retain(|entrance| entrance.proto == proto.0);
     if let Some(port) = port {
-        own.retain(|entrance| entrance.port_name == port || entrance.port.to_string() == port);
+        own.retain(|entrance| entrance.is_at(port));
     }
     let port_names: BTreeSet<&str> = own.iter().map(|e| e.port_name.as_str()).collect();
     if port_names.len() != 1 {
@@ -345,10 +374,18 @@ pub fn service(
             service: Some(label(entrance)),
         });
     }
-    let cluster_ips = addresses(view, family, "cluster-ips")?;
-    let is_cluster_ip = |e: &&&Entrance| e.address.is_some_and(|a| cluster_ips.contains(&a));
+    let table = proxy_table(family);
+    let cluster_ips = view.declaration(&table, "cluster-ips")?;
     let with_address = || own.iter().filter(|entrance| entrance.address.is_some());
-    let chosen = with_address().find(is_cluster_ip).or(with_address().next());
+    let mut chosen = with_address().next();
+    for entrance in with_address() {
+        if let (Some(set), Some(address)) = (&cluster_ips, entrance.address)
+            && view.element(&table, set, &address.into())?.is_some()
+        {
+            chosen = Some(entrance);
+            break;
+        }
+    }
     match chosen.and_then(|entrance| Some((entrance, entrance.address?))) {
         Some((entrance, address)) => Ok(Destination {
             address,
