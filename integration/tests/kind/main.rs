@@ -10,6 +10,7 @@ use integration::progress::Progress;
 mod events;
 mod load;
 mod migration;
+mod overlays;
 mod smoke;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
