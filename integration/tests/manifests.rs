@@ -2,8 +2,10 @@
 //! they need, and an API server takes all of it.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 
-use integration::{Lab, manifests};
+use integration::workload::Container;
+use integration::{Daemon, Lab, manifests, programs};
 use serde_json::Value;
 
 /// `Kind namespace/name` of each object.
@@ -249,5 +251,38 @@ fn an_api_server_takes_all_of_them() {
                 panic!("{from}: {error:#}");
             }
         }
+    }
+}
+
+#[test]
+fn units_take_their_arguments_and_have_the_rights_of_pods() {
+    let binaries = programs::binaries().unwrap();
+    for daemon in Daemon::ALL {
+        let name = daemon.name();
+        let path = format!(
+            "{}/../manifests/systemd/{name}.service",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let unit = std::fs::read_to_string(path).unwrap();
+        let value = |key: &str| {
+            let mut values = unit.lines().filter_map(|line| line.strip_prefix(key));
+            values.next().unwrap_or_else(|| panic!("{name}: {key}"))
+        };
+        let mut command = value("ExecStart=").split(' ');
+        let program = command.next().unwrap().rsplit('/').next();
+        assert_eq!(program, Some(name));
+        // An argument that is unknown is an error before the version is told.
+        let told = Command::new(binaries.join(name))
+            .args(command)
+            .arg("--version")
+            .output()
+            .unwrap();
+        assert!(told.status.success(), "{told:?}");
+        let rights = value("CapabilityBoundingSet=").to_lowercase();
+        let rights = rights.replace("cap_", "+").replace(' ', ",");
+        assert_eq!(
+            format!("-all,{rights}"),
+            Container::of(name).unwrap().capabilities
+        );
     }
 }

@@ -155,7 +155,7 @@ fn a_node_restarts(cluster: &Cluster) {
 }
 
 /// Every pod of the node has been started again, and all is Ready.
-fn all_restarted(cluster: &Cluster, node: &str) {
+pub(crate) fn all_restarted(cluster: &Cluster, node: &str) {
     let question = format!(
         "kubectl get pods -A --field-selector spec.nodeName={node} -o jsonpath='{{.items[*].status.containerStatuses[*].restartCount}}'"
     );

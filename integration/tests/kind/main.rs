@@ -12,6 +12,7 @@ mod load;
 mod migration;
 mod overlays;
 mod smoke;
+mod units;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const KIND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kind");
