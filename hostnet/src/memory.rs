@@ -12,7 +12,7 @@ pub fn release() {
 
 /// Has each block of this size or more be a mapping of its own, which goes back to the kernel when it is freed. By
 /// itself the allocator raises that limit to what it sees freed, up to 32 MiB; and of the end of a thread's own heap
-/// [`release`] gives nothing back. Once, at the start.
+/// [`release`] gives nothing back. Once, at the start. What is smaller is reused: each mapping costs its pages anew.
 #[expect(unsafe_code, reason = "no crate wraps it")]
 pub fn map_large_blocks() {
     #[cfg(target_env = "gnu")]
@@ -24,4 +24,4 @@ pub fn map_large_blocks() {
 
 /// In bytes.
 #[cfg(target_env = "gnu")]
-const LARGE: libc::c_int = 256 << 10;
+const LARGE: libc::c_int = 2 << 20;
