@@ -15,7 +15,10 @@ use integration::progress::Progress;
 use integration::upstream::{self, Module, Program};
 use integration::wait::PATIENCE;
 use integration::{Daemon, Lab, Node};
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use nix::sys::signal::Signal;
 use report::{Samples, table};
+use resources::Used;
 use serde_json::{Value, json};
 
 /// Nodes that are only objects.
@@ -48,67 +51,82 @@ fn main() -> Result<()> {
     // Built now, not while its time is taken.
     upstream::assets(Module::Flannel, &[Program::Flannel], progress)?;
     twill.provide(Daemon::Flanneld, lab.control_plane(), NET_CONF)?;
-    let (mut ours, mut theirs) = (Routes::of(twill)?, Routes::of(reference)?);
-    let known = usize::from(PEERS);
+    // One after the other: a node runs one of them, and each would take the other's time.
     let step = progress.step("flanneld");
-    let started = Instant::now();
-    twill.start(Daemon::Flanneld)?;
-    let our_start = ours.wait_for(known, started)?;
-    twill.wait_ready(Daemon::Flanneld)?;
+    let ours = measure(
+        &lab,
+        twill,
+        Daemon::Flanneld.name(),
+        usize::from(PEERS),
+        || twill.start(Daemon::Flanneld),
+    )?;
+    twill.stop(Daemon::Flanneld, Signal::SIGTERM)?;
     step.done();
     let step = progress.step("flannel");
-    let started = Instant::now();
-    reference.start_flannel(NET_CONF)?;
-    // It knows the other side too, and is a peer of it.
-    let their_start = theirs.wait_for(known + 1, started)?;
-    ours.wait_for(1, started)?;
+    let flannel = Program::Flannel.name();
+    // The other side's node is a peer of it too.
+    let theirs = measure(&lab, reference, flannel, usize::from(PEERS) + 1, || {
+        reference.start_flannel(NET_CONF)
+    })?;
     step.done();
 
-    let step = progress.step(format!("{LATER} more, one after another"));
-    let (mut our_later, mut their_later) = (Samples::default(), Samples::default());
-    for index in 0..LATER {
-        #[expect(clippy::disallowed_methods, reason = "it is the load that is measured")]
-        std::thread::sleep(APART);
-        let started = Instant::now();
-        std::thread::scope(|threads| -> Result<()> {
-            let ours = threads.spawn(|| ours.wait_for(1, started));
-            let theirs = threads.spawn(|| theirs.wait_for(1, started));
-            lab.api().apply(&peer(PEERS + index))?;
-            let join = |side: std::thread::ScopedJoinHandle<'_, _>| {
-                side.join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            our_later.push(join(ours)?);
-            their_later.push(join(theirs)?);
-            Ok(())
-        })?;
-    }
-    step.done();
-
-    let starts = [once(our_start), once(their_start)];
     table(
         &format!("start → {PEERS} peers"),
-        [("flanneld", &starts[0]), ("flannel", &starts[1])],
+        [("flanneld", &ours.start), ("flannel", &theirs.start)],
     );
     table(
         "Node write → route",
-        [("flanneld", &our_later), ("flannel", &their_later)],
+        [("flanneld", &ours.later), ("flannel", &theirs.later)],
     );
-    let flannel = Program::Flannel.name();
     resources::print(
         &format!("{PEERS} peers"),
-        &[
-            ("flanneld", resources::used(twill, Daemon::Flanneld.name())?),
-            ("flannel", resources::used(reference, flannel)?),
-        ],
+        &[("flanneld", ours.used), ("flannel", theirs.used)],
     );
     Ok(())
 }
 
-fn once(sample: Duration) -> Samples {
-    let mut samples = Samples::default();
-    samples.push(sample);
-    samples
+/// What is measured of a side.
+struct Measured {
+    start: Samples,
+    later: Samples,
+    used: Used,
+}
+
+/// Starts a side that then knows so many peers, and lets some more come, one after another, and go.
+fn measure(
+    lab: &Lab,
+    node: &Node,
+    name: &str,
+    known: usize,
+    start: impl FnOnce() -> Result<()>,
+) -> Result<Measured> {
+    let mut routes = Routes::of(node)?;
+    let started = Instant::now();
+    start()?;
+    let mut start = Samples::default();
+    start.push(routes.wait_for(known, started)?);
+    let mut later = Samples::default();
+    let more = PEERS..PEERS + LATER;
+    for index in more.clone() {
+        #[expect(clippy::disallowed_methods, reason = "it is the load that is measured")]
+        std::thread::sleep(APART);
+        let started = Instant::now();
+        std::thread::scope(|threads| -> Result<()> {
+            let route = threads.spawn(|| routes.wait_for(1, started));
+            lab.api().apply(&peer(index))?;
+            let took = route
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            later.push(took?);
+            Ok(())
+        })?;
+    }
+    let used = resources::used(node, name)?;
+    for index in more {
+        lab.api()
+            .delete::<NodeObject>(None, &format!("peer-{index}"))?;
+    }
+    Ok(Measured { start, later, used })
 }
 
 /// A Node as flannel on it would leave it.
