@@ -239,13 +239,9 @@ impl<'a> Applying<'a> {
         if let Some(index) = self.indexes.get(dev) {
             return Ok(*index);
         }
-        let link = self
-            .host
-            .rtnl
-            .link(dev)?
-            .ok_or_else(|| Error::NoDevice(dev.clone()))?;
-        self.indexes.insert(dev.clone(), link.index);
-        Ok(link.index)
+        let index = link::index(dev).ok_or_else(|| Error::NoDevice(dev.clone()))?;
+        self.indexes.insert(dev.clone(), index);
+        Ok(index)
     }
 
     /// Sends what waits, before something that cannot be in one system call with it.

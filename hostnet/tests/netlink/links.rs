@@ -10,7 +10,7 @@ use crate::{cable, ip, name, private};
 
 #[test]
 fn a_bridge_keeps_its_settings() {
-    let (_ns, mut rtnl) = private();
+    let (ns, mut rtnl) = private();
     let mac = Mac([0x0a, 0x58, 10, 244, 3, 1]);
     let bridge = Bridge {
         nf_call_iptables: true,
@@ -27,6 +27,8 @@ fn a_bridge_keeps_its_settings() {
     let made = rtnl.link(name("cni0")).unwrap().unwrap();
     assert_eq!(made.kind, LinkKind::Bridge(bridge));
     assert_eq!((made.mac, made.mtu, made.up), (Some(mac), 1450, true));
+    let index = |link| ns.run_in(|| link::index(&name(link))).unwrap();
+    assert_eq!((index("cni0"), index("cni1")), (Some(made.index), None));
 
     rtnl.apply(link::set_bridge(made.index, &Bridge::default()))
         .unwrap();

@@ -24,6 +24,12 @@ use super::{Result, Rtnl};
 use crate::netns::NetNs;
 use crate::vocab::{IfName, Mac};
 
+/// The index of a link in the namespace of the calling thread; `None` where there is none of that name. One system
+/// call, where [`Rtnl::link`] reads all that the kernel tells of it.
+pub fn index(name: &IfName) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name.as_str()).ok()
+}
+
 /// A network interface as the kernel shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Link {
