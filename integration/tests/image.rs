@@ -126,7 +126,7 @@ fn what_is_linked_is_named_with_licence_and_checksum() {
     let bill: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     assert_eq!(bill["metadata"]["component"]["version"], "1.2.3");
     let components = bill["components"].as_array().unwrap();
-    let ours = ["agent", "cni-plugin", "flanneld", "hostnet", "proxy"];
+    let ours = ["agent", "cli", "cni-plugin", "flanneld", "hostnet", "proxy"];
     for component in components {
         let text = |key: &str| component[key].as_str().unwrap();
         let (name, version) = (text("name"), text("version"));
