@@ -237,13 +237,16 @@ impl Node {
     /// Waits until flanneld has programmed `count` peers in each of `families` (`ipv4`, `ipv6`). A
     /// node is ready once it has those that it knows; who comes later is news to it.
     pub fn wait_peers(&self, families: &[&str], count: usize) -> Result<()> {
+        let name = self.process(Daemon::Flanneld);
         wait::until("peers", wait::PATIENCE, || {
-            let metrics = self.metrics(Daemon::Flanneld)?;
-            let there = families.iter().all(|family| {
-                let line = format!("flanneld_peers{{family=\"{family}\"}} {count}");
-                metrics.lines().any(|it| it == line)
-            });
-            Ok(wait::holds(there, &metrics))
+            self.machine.keeper().running(&name)?;
+            Ok(self.metrics(Daemon::Flanneld).and_then(|metrics| {
+                let there = families.iter().all(|family| {
+                    let line = format!("flanneld_peers{{family=\"{family}\"}} {count}");
+                    metrics.lines().any(|it| it == line)
+                });
+                wait::holds(there, &metrics)
+            }))
         })
         .with_context(|| self.machine.last_words(Daemon::Flanneld.name()))
     }
