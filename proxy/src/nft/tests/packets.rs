@@ -23,7 +23,7 @@ fn for_both_families(check: impl Fn(World)) {
 }
 
 /// Who asks where, and which source the server shall see.
-pub(crate) fn expectations(world: &World) -> Vec<(&Ns, String, std::net::IpAddr)> {
+fn expectations(world: &World) -> Vec<(&Ns, String, std::net::IpAddr)> {
     let bridge = world.at("pods.1");
     vec![
         // From outside the pod network, a cluster IP is masqueraded; a node port always is.
@@ -37,6 +37,18 @@ pub(crate) fn expectations(world: &World) -> Vec<(&Ns, String, std::net::IpAddr)
     ]
 }
 
+/// Each of [`expectations`], by both protocols, of a Service that has `a` and `b`.
+pub(crate) fn all_as_expected(world: &World) {
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for (ns, target, source) in expectations(world) {
+            let what = format!("{} → {target}/{protocol}", ns.label());
+            let answer = ask(protocol, ns, &target).unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert!(["a", "b"].contains(&&*answer.server), "{what}: {answer:?}");
+            assert_eq!(answer.source.ip(), source, "{what}");
+        }
+    }
+}
+
 #[test]
 fn everyone_reaches_a_service_and_the_right_source_is_seen() {
     for_both_families(|world| {
@@ -45,15 +57,19 @@ fn everyone_reaches_a_service_and_the_right_source_is_seen() {
         backend
             .replace(&world.plan([Service::tcp(endpoints), Service::udp(endpoints)]))
             .unwrap();
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            for (ns, target, source) in expectations(&world) {
-                let what = format!("{} → {target}/{protocol}", ns.label());
-                let answer = ask(protocol, ns, &target).unwrap_or_else(|e| panic!("{what}: {e}"));
-                assert!(["a", "b"].contains(&&*answer.server), "{what}: {answer:?}");
-                assert_eq!(answer.source.ip(), source, "{what}");
-            }
-        }
+        all_as_expected(&world);
     });
+}
+
+/// Pod `a`, which is the only endpoint, reaches itself and sees the bridge.
+pub(crate) fn a_reaches_itself(world: &World) {
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for target in [world.vip(), world.node_port()] {
+            let answer = ask(protocol, &world.a, &target).unwrap();
+            assert_eq!(answer.server, "a");
+            assert_eq!(answer.source.ip(), world.at("pods.1"), "masqueraded");
+        }
+    }
 }
 
 #[test]
@@ -64,13 +80,7 @@ fn an_endpoint_reaches_itself_through_its_service() {
         backend
             .replace(&world.plan([Service::tcp(a), Service::udp(a)]))
             .unwrap();
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            for target in [world.vip(), world.node_port()] {
-                let answer = ask(protocol, &world.a, &target).unwrap();
-                assert_eq!(answer.server, "a");
-                assert_eq!(answer.source.ip(), world.at("pods.1"), "masqueraded");
-            }
-        }
+        a_reaches_itself(&world);
     });
 }
 
@@ -94,6 +104,21 @@ fn connections_spread_evenly() {
         "{counts:?}"
     );
     assert_eq!(counts.len(), 2);
+}
+
+/// Many addresses of the client.
+pub(crate) fn clients(world: &World) -> Vec<IpAddr> {
+    let length = match world.family {
+        Family::V4 => 24,
+        Family::V6 => 64,
+    };
+    let clients: Vec<IpAddr> = (101..133)
+        .map(|n| world.at(&format!("outside.{n}")))
+        .collect();
+    for client in &clients {
+        world.client.addr("eth0", &format!("{client}/{length}"));
+    }
+    clients
 }
 
 /// The servers that these clients reach, each at both addresses of the service, twice: one and the same.
@@ -122,16 +147,7 @@ pub(crate) fn choices(world: &World, clients: &[IpAddr]) -> Vec<String> {
 #[test]
 fn a_client_stays_with_its_endpoint() {
     for_both_families(|world| {
-        let length = match world.family {
-            Family::V4 => 24,
-            Family::V6 => 64,
-        };
-        let clients: Vec<IpAddr> = (101..133)
-            .map(|n| world.at(&format!("outside.{n}")))
-            .collect();
-        for client in &clients {
-            world.client.addr("eth0", &format!("{client}/{length}"));
-        }
+        let clients = clients(&world);
         let (a, b) = (world.endpoint(11), world.endpoint(12));
         let plan =
             |endpoints: &[Endpoint]| world.plan([Service::tcp(endpoints.to_vec()).affinity(100)]);
