@@ -16,7 +16,7 @@ use super::affinity::{self, OwnChain};
 use super::desired::{Needs, PortSlots, shared_key, table};
 use super::layout::{Balancer, Layout, Map};
 use super::observe;
-use crate::plan::{FamilyDelta, FamilyRuleset, NodeRules, PortKey, ServicePort};
+use crate::plan::{FamilyDelta, FamilyRuleset, NodeRules, PortKey};
 
 /// What the kernel's table of one family holds, as far as the next changes depend on it.
 #[derive(Clone, Debug)]
@@ -94,11 +94,8 @@ impl State {
         for change in &delta.ports {
             let (family, key) = (self.layout.family(), &change.key);
             let old = self.slots.remove(key);
-            let assigned = |port: &Arc<ServicePort>| match &old {
-                Some(old) => PortSlots::assign(old, port),
-                None => PortSlots::assign(&PortSlots::default(), port),
-            };
-            let new = change.after.as_ref().map(assigned);
+            let previous = old.clone().unwrap_or_default();
+            let new = (change.after.as_ref()).map(|port| PortSlots::assign(&previous, port));
             let alike = change.is_of_endpoints();
             if let (Some(port), Some(slots)) = (&change.before, &old) {
                 let beside = new.as_ref().filter(|_| alike);
