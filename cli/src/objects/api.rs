@@ -57,21 +57,14 @@ impl ApiServer {
             context: wanted.context.clone(),
             ..KubeConfigOptions::default()
         };
-        let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".kube/config"));
         let kubeconfig = match &wanted.kubeconfig {
             Some(path) => Some(
                 Kubeconfig::read_from(path)
                     .with_context(|| format!("--kubeconfig {}", path.display()))?,
             ),
-            None => match Kubeconfig::from_env().context("KUBECONFIG")? {
-                None => match home.filter(|path| path.exists()) {
-                    Some(path) => Some(
-                        Kubeconfig::read_from(&path).with_context(|| path.display().to_string())?,
-                    ),
-                    None => None,
-                },
-                some => some,
-            },
+            None => Kubeconfig::from_env()
+                .context("KUBECONFIG")?
+                .map_or_else(at_home, |found| Ok(Some(found)))?,
         };
         let is_in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
         let mut config = match kubeconfig {
@@ -97,6 +90,14 @@ impl ApiServer {
             None => Api::all_with(self.client.clone(), kind),
         }
     }
+}
+
+/// `~/.kube/config`, if it is there.
+fn at_home() -> anyhow::Result<Option<Kubeconfig>> {
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".kube/config"));
+    home.filter(|path| path.exists())
+        .map(|path| Kubeconfig::read_from(&path).with_context(|| path.display().to_string()))
+        .transpose()
 }
 
 /// Where Twill's daemons are, and the label that says which.

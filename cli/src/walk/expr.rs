@@ -98,36 +98,19 @@ impl Run<'_> {
                     ExprEnd::Next
                 }
             },
-            Expr::Map { set, sreg, dreg } => match self.find(place, set, registers, *sreg)? {
-                Found::Unknown => ExprEnd::Unknown,
-                Found::Not(step) => {
-                    self.missing.push(step);
-                    ExprEnd::NoMatch
-                }
-                Found::Element(step, data) => {
-                    self.steps.push(step);
-                    match data {
-                        Some(Data::Value(value)) => {
-                            loaded(registers, *dreg, Some(value.as_bytes().to_vec()))
-                        }
-                        _ => ExprEnd::NoMatch,
+            Expr::Map { set, sreg, .. } | Expr::VerdictMap { set, sreg } => {
+                let found = self.find(place, set, registers, *sreg)?;
+                match (self.data_of(found), expr) {
+                    (Err(end), _) => end,
+                    (Ok(Some(Data::Value(value))), Expr::Map { dreg, .. }) => {
+                        loaded(registers, *dreg, Some(value.as_bytes().to_vec()))
                     }
-                }
-            },
-            Expr::VerdictMap { set, sreg } => match self.find(place, set, registers, *sreg)? {
-                Found::Unknown => ExprEnd::Unknown,
-                Found::Not(step) => {
-                    self.missing.push(step);
-                    ExprEnd::NoMatch
-                }
-                Found::Element(step, data) => {
-                    self.steps.push(step);
-                    match data {
-                        Some(Data::Verdict(verdict)) => ExprEnd::Verdict(verdict),
-                        _ => ExprEnd::NoMatch,
+                    (Ok(Some(Data::Verdict(verdict))), Expr::VerdictMap { .. }) => {
+                        ExprEnd::Verdict(verdict)
                     }
+                    _ => ExprEnd::NoMatch,
                 }
-            },
+            }
             Expr::Verdict(verdict) => {
                 let is_told = match verdict {
                     Verdict::Drop => true,
@@ -202,6 +185,21 @@ impl Run<'_> {
             ExprEnd::Next
         } else {
             ExprEnd::NoMatch
+        }
+    }
+
+    /// What a map gives, and notes the step; without an element, where that leads.
+    fn data_of(&mut self, found: Found) -> std::result::Result<Option<Data>, ExprEnd> {
+        match found {
+            Found::Unknown => Err(ExprEnd::Unknown),
+            Found::Not(step) => {
+                self.missing.push(step);
+                Err(ExprEnd::NoMatch)
+            }
+            Found::Element(step, data) => {
+                self.steps.push(step);
+                Ok(data)
+            }
         }
     }
 
