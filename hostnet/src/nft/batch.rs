@@ -22,13 +22,14 @@ const LIST_MAX: usize = 1_000;
 /// No element is longer: keys of 64 bytes, a chain's name of 256, a comment of 128.
 const ELEMENT_MAX: usize = 1_024;
 
-/// Sends the changes as one transaction, and waits for the kernel's verdict on it.
+/// Sends these of the changes as one transaction, and waits for the kernel's verdict on it.
 pub(super) fn send(
     socket: &mut Socket,
     changes: &Changes,
+    ops: Range<usize>,
     generation: Option<u32>,
 ) -> Result<(), Error> {
-    let batch = Batch::compile(changes, generation, socket.next_seq());
+    let batch = Batch::compile(changes, ops, generation, socket.next_seq());
     socket.skip_seqs(batch.messages.len() as u32);
     socket.send(&batch.bytes)?;
     batch.read_answers(socket)
@@ -53,9 +54,10 @@ struct Sent {
 }
 
 impl<'a> Batch<'a> {
-    /// Compiles the changes. With a `generation` the kernel refuses them if the ruleset is another.
+    /// Compiles these of the changes. With a `generation` the kernel refuses them if the ruleset is another.
     pub(super) fn compile(
         changes: &'a Changes,
+        ops: Range<usize>,
         generation: Option<u32>,
         first_seq: u32,
     ) -> Batch<'a> {
@@ -66,8 +68,8 @@ impl<'a> Batch<'a> {
             first_seq,
         };
         compiler.mark(wire::BATCH_BEGIN, generation);
-        let mut at = 0;
-        while at < changes.ops.len() {
+        let mut at = ops.start;
+        while at < ops.end {
             at = compiler.ops_from(at);
         }
         compiler.writer.add_flags_to_last(wire::F_ACK);
@@ -191,6 +193,11 @@ impl Compiler<'_> {
                 // Any number that no other set of this transaction has.
                 let id = at as u32 + 1;
                 self.message(at, msg::NEWSET, NEW, |w| decl.encode(w, &name, id));
+            }
+            Op::ResizeSet(decl) => {
+                self.message(at, msg::NEWSET, wire::F_CREATE, |w| {
+                    decl.encode(w, &name, at as u32 + 1);
+                });
             }
             Op::DeleteSet(decl) => self.message(at, msg::DELSET, 0, |w| {
                 w.str(set::TABLE, &name);

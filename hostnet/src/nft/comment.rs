@@ -16,11 +16,7 @@ pub struct Comment(Arc<str>);
 impl Comment {
     /// Makes a comment of any text.
     pub fn new(text: &str) -> Comment {
-        let is_plain = |c: char| c != '"' && !c.is_control();
-        let clean: String = text
-            .chars()
-            .map(|c| if is_plain(c) { c } else { '?' })
-            .collect();
+        let clean = text.replace(|c: char| c == '"' || c.is_control(), "?");
         if clean.len() <= MAX_LEN {
             return Comment(clean.into());
         }

@@ -22,6 +22,11 @@ pub enum Op {
     DeleteTable,
     /// Makes a set or map, empty.
     AddSet(Arc<SetDecl>),
+    /// Gives a set or map room for as many elements as the declaration says ([`Nft::resizes_sets`]). It counts from
+    /// the end of its transaction: such operations at the beginning are sent as one of their own.
+    ///
+    /// [`Nft::resizes_sets`]: super::Nft::resizes_sets
+    ResizeSet(Arc<SetDecl>),
     /// Removes a set or map with its elements. No rule may use it.
     DeleteSet(Arc<SetDecl>),
     /// Makes a chain, without its rules.
@@ -99,6 +104,7 @@ impl fmt::Display for Changes {
 ///
 /// Where a set, a chain's hook or a comment of either is declared differently, or there is something in
 /// the table that is no part of the model, the table is replaced as a whole, in the same single transaction.
+/// For how many elements a set has room is left as it is, unless packets fill it.
 pub fn diff(observed: Option<&Table>, desired: Table) -> Changes {
     let mut changes = Changes::new(desired.id.clone());
     let ops = &mut changes.ops;
@@ -119,7 +125,7 @@ fn is_declared_alike(observed: &Table, desired: &Table) -> bool {
         observed
             .sets
             .get(name)
-            .is_none_or(|other| other.decl == set.decl)
+            .is_none_or(|other| is_set_alike(&other.decl, &set.decl))
     });
     let chains_agree = desired.chains.iter().all(|(name, chain)| {
         observed
@@ -128,6 +134,18 @@ fn is_declared_alike(observed: &Table, desired: &Table) -> bool {
             .is_none_or(|other| other.base == chain.base && other.comment == chain.comment)
     });
     !observed.foreign && observed.comment == desired.comment && sets_agree && chains_agree
+}
+
+fn is_set_alike(observed: &SetDecl, desired: &SetDecl) -> bool {
+    let size = match desired.dynamic {
+        true => desired.size,
+        false => observed.size,
+    };
+    *observed
+        == SetDecl {
+            size,
+            ..desired.clone()
+        }
 }
 
 fn create(ops: &mut Vec<Op>, mut desired: Table) {
@@ -257,6 +275,10 @@ impl fmt::Display for OpText<'_> {
                 write!(f, "add {} {table} {} {{", decl.word(), decl.name)?;
                 set_body(f, decl)?;
                 f.write_str(" }")
+            }
+            Op::ResizeSet(decl) => {
+                let (word, name, size) = (decl.word(), &decl.name, decl.size.unwrap_or(0));
+                write!(f, "add {word} {table} {name} {{ size {size}; }}")
             }
             Op::DeleteSet(decl) => write!(f, "delete {} {table} {}", decl.word(), decl.name),
             Op::AddChain(name, chain) => {

@@ -27,7 +27,7 @@ fn attributes(ops: Vec<Op>) -> Vec<String> {
         table: TableId::new(V4, "t"),
         ops,
     };
-    let bytes = Batch::compile(&changes, None, 1).bytes;
+    let bytes = Batch::compile(&changes, 0..changes.ops.len(), None, 1).bytes;
     let messages = wire::messages(&bytes).unwrap();
     messages[1..messages.len() - 1]
         .iter()
@@ -237,7 +237,7 @@ proptest! {
             table: TableId::new(V4, "t"),
             ops: vec![Op::SetRules("c".into(), vec![rule]), Op::AddSet(Arc::new(decl.clone()))],
         };
-        let mut bytes = Batch::compile(&changes, None, 1).bytes;
+        let mut bytes = Batch::compile(&changes, 0..changes.ops.len(), None, 1).bytes;
         let at = at % bytes.len();
         bytes[at] = byte;
         for message in wire::messages(&bytes).unwrap_or_default() {

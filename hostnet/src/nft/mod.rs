@@ -84,6 +84,15 @@ impl Nft {
         self.socket.port()
     }
 
+    /// Whether the kernel can give sets room for more elements than they were made with: since Linux 6.5.
+    pub fn resizes_sets(&self) -> bool {
+        let release = nix::sys::utsname::uname();
+        release
+            .ok()
+            .and_then(|uname| version(uname.release().to_str()?))
+            .is_some_and(|version| version >= (6, 5))
+    }
+
     /// Reads a table, consistently: no change fell into the reading.
     ///
     /// # Errors
@@ -118,7 +127,8 @@ impl Nft {
         dump::read_tables(&mut self.socket)
     }
 
-    /// Makes the changes in one transaction: all of them, or none. No changes: nothing is sent.
+    /// Makes the changes in one transaction: all of them, or none ([`Op::ResizeSet`] before the others, which harms
+    /// nobody). No changes: nothing is sent.
     ///
     /// # Errors
     /// [`Error::Refused`], which names the operation at fault; [`Error::Overrun`] when it is not known whether
@@ -169,6 +179,32 @@ impl Nft {
         if changes.is_empty() {
             return Ok(());
         }
-        batch::send(&mut self.socket, changes, generation)
+        let is_resize = |op: &&Op| matches!(op, Op::ResizeSet(_));
+        let resizes = changes.ops.iter().take_while(is_resize).count();
+        let (mut generation, all) = (generation, changes.ops.len());
+        for ops in [0..resizes, resizes..all] {
+            if !ops.is_empty() {
+                batch::send(&mut self.socket, changes, ops, generation.take())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Major and minor version of a kernel's release, `6.1.0-56-amd64`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next()?.parse().ok();
+    Some((next()?, next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn kernels_are_told_apart() {
+        assert_eq!(super::version("6.1.0-56-amd64"), Some((6, 1)));
+        assert_eq!(super::version("6.18"), Some((6, 18)));
+        assert_eq!(super::version("5.14.0-570.el9.x86_64"), Some((5, 14)));
+        assert_eq!(super::version("6-rc1"), None);
     }
 }

@@ -45,6 +45,10 @@ fn step_in(table: &mut Table, op: &Op) -> Result<(), &'static str> {
                 "the set is there",
             )?;
         }
+        Op::ResizeSet(decl) => {
+            let set = present(table.sets.get_mut(&decl.name), "the set is not there")?;
+            set.decl = decl.clone();
+        }
         Op::DeleteSet(decl) => {
             let uses = |expr: &Expr| set_of(expr).is_some_and(|set| **set == *decl.name);
             unused(
@@ -88,6 +92,10 @@ fn step_in(table: &mut Table, op: &Op) -> Result<(), &'static str> {
                 set.elements.insert(key.clone(), element.clone()),
                 "the element is there",
             )?;
+            let is_full = |size| set.elements.len() > size as usize;
+            if set.decl.size.is_some_and(is_full) {
+                return Err("the set is full");
+            }
         }
         Op::ReplaceElement(decl, key, element) => {
             element_leads_somewhere(table, element)?;

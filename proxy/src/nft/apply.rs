@@ -11,6 +11,9 @@ use crate::plan::{Delta, Ruleset};
 /// milliseconds at most, during which nobody else in the machine can change rules.
 const PART: usize = 10_000;
 
+/// For how many elements a map has room at least: that of a small cluster, and some kilobytes.
+const ROOM: u32 = 512;
+
 /// How often a full pass is tried when others change the ruleset meanwhile.
 const ATTEMPTS: u32 = 10;
 
@@ -69,7 +72,8 @@ impl NftBackend {
         loop {
             let observed = self.nft.observe(&table(family))?;
             let rules = ruleset.family(family);
-            let (changes, state) = State::replace(family, observed.table.as_ref(), rules);
+            let least = self.nft.resizes_sets().then_some(ROOM);
+            let (changes, state) = State::replace(family, observed.table.as_ref(), rules, least);
             match self.send(changes, Some(observed.generation)) {
                 Ok(ops) => {
                     self.states[index(family)] = Some(state);

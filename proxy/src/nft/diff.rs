@@ -16,6 +16,7 @@ use super::affinity::{self, OwnChain};
 use super::desired::{Needs, PortSlots, shared_key, table};
 use super::layout::{Balancer, Layout, Map};
 use super::observe;
+use super::room::Rooms;
 use crate::plan::{FamilyDelta, FamilyRuleset, NodeRules, PortKey};
 
 /// What the kernel's table of one family holds, as far as the next changes depend on it.
@@ -29,6 +30,7 @@ pub(super) struct State {
     /// How many service ports need each of the elements that they share.
     shared: BTreeMap<(Map, IpAddr), usize>,
     leftovers: Leftovers,
+    rooms: Rooms,
 }
 
 /// What nothing leads to any more, but packets may still be on their way to. Each is there for a whole tick.
@@ -50,17 +52,21 @@ enum Age {
 }
 
 impl State {
-    /// What makes the observed table that of the ruleset, and the state after it.
+    /// What makes the observed table that of the ruleset, and the state after it. Maps that it makes have room for
+    /// `least` elements and more, or grow by themselves.
     pub(super) fn replace(
         family: Family,
         observed: Option<&Table>,
         rules: &FamilyRuleset,
+        least: Option<u32>,
     ) -> (Changes, State) {
         let layout = Layout::new(family);
         let slots = observe::slots(observed, rules);
         let (desired, needs) = table(&layout, rules, &slots);
         let mut changes = diff(observed, desired);
         let leftovers = Leftovers::take_out_of(&mut changes, observed);
+        let mut rooms = Rooms::new(least, observed);
+        rooms.make(&mut changes);
         let Needs {
             balancers, shared, ..
         } = needs;
@@ -74,6 +80,7 @@ impl State {
                 balancers,
                 shared,
                 leftovers,
+                rooms,
             },
         )
     }
@@ -127,6 +134,7 @@ impl State {
             changes.ops.extend(diff(Some(&old), new).ops);
             self.node = node.clone();
         }
+        self.rooms.make(&mut changes);
         changes
     }
 
@@ -152,6 +160,7 @@ impl State {
         self.leftovers
             .sets
             .retain(|_, (decl, age)| is_kept(age, || ops.push(Op::DeleteSet(decl.clone()))));
+        self.rooms.make(&mut changes);
         changes
     }
 

@@ -13,6 +13,7 @@ mod desired;
 mod diff;
 mod layout;
 mod observe;
+mod room;
 mod slots;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -26,5 +27,5 @@ use crate::plan::Ruleset;
 
 /// What makes the rules of a plan where there are none: IPv4, IPv6.
 pub fn rules(ruleset: &Ruleset) -> [Changes; 2] {
-    Family::ALL.map(|family| diff::State::replace(family, None, ruleset.family(family)).0)
+    Family::ALL.map(|family| diff::State::replace(family, None, ruleset.family(family), None).0)
 }

@@ -487,12 +487,10 @@ fn cleanup_removes_ours_and_nothing_else() {
     );
 }
 
-#[test]
-fn a_load_in_parts_is_whole() {
-    let world = World::new(Family::V4);
-    let small = world.plan([Service::tcp([world.endpoint(11)])]);
+/// A plan with one Service of this many more.
+fn enlarged(small: &Ruleset, more: u16) -> Ruleset {
     let mut large = small.clone();
-    for n in 1..=8_000_u16 {
+    for n in 1..=more {
         let (key, port) = small.v4.ports.iter().next().unwrap();
         let mut port = (**port).clone();
         port.frontends.truncate(1);
@@ -506,6 +504,14 @@ fn a_load_in_parts_is_whole() {
             port.into(),
         );
     }
+    large
+}
+
+#[test]
+fn a_load_in_parts_is_whole() {
+    let world = World::new(Family::V4);
+    let small = world.plan([Service::tcp([world.endpoint(11)])]);
+    let large = enlarged(&small, 8_000);
     let mut backend = world.backend();
     assert!(backend.replace(&large).unwrap().ops > 24_000);
     assert_eq!(world.backend().replace(&large).unwrap(), Applied::default());
@@ -520,4 +526,55 @@ fn a_load_in_parts_is_whole() {
     });
     assert_eq!(errors, [] as [&str; 0]);
     assert_eq!(world.backend().replace(&small).unwrap(), Applied::default());
+}
+
+#[test]
+fn maps_get_more_room_before_they_are_full() {
+    let world = World::new(Family::V4);
+    let small = world.plan([Service::tcp([world.endpoint(11), world.endpoint(12)])]);
+    let large = enlarged(&small, 2_000);
+    let size = |map: &str| {
+        let listing = (world.node).sh("nft", &["list", "map", "ip", "twill-proxy", map]);
+        let size = listing
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("size "));
+        size.map(|size| size.parse().unwrap())
+    };
+    let mut backend = world.backend();
+    backend.replace(&small).unwrap();
+    assert_eq!((size("vips"), size("endpoints")), (Some(512), Some(512)));
+    let errors = failures_during(&world, |_| {
+        backend.update(&Delta::between(&small, &large)).unwrap();
+    });
+    assert_eq!(errors, [] as [&str; 0]);
+    assert_eq!(
+        (size("vips"), size("endpoints")),
+        (Some(4_096), Some(8_192))
+    );
+    assert_eq!(size("nodeports"), Some(512));
+
+    // One process leaves the room as another has made it, and goes on from there.
+    let mut backend = world.backend();
+    assert_eq!(backend.replace(&small).unwrap().ops, 2_000);
+    backend.replace(&enlarged(&small, 6_000)).unwrap();
+    assert_eq!(
+        (size("vips"), size("endpoints")),
+        (Some(16_384), Some(32_768))
+    );
+
+    // Maps that grow by themselves do so.
+    let without = (world.node.sh("nft", &["list", "ruleset"]))
+        .lines()
+        .filter(|line| !line.trim().starts_with("size "))
+        .fold(String::from("flush ruleset\n"), |text, line| {
+            text + line + "\n"
+        });
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(without.as_bytes()).unwrap();
+    world.node.sh("nft", &["-f", file.path().to_str().unwrap()]);
+    let mut backend = world.backend();
+    backend.replace(&small).unwrap();
+    backend.update(&Delta::between(&small, &large)).unwrap();
+    assert_eq!((size("vips"), size("endpoints")), (None, None));
+    assert_eq!(world.backend().replace(&large).unwrap().ops, 0);
 }
