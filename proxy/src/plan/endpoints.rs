@@ -4,7 +4,6 @@
 //! ready one is left, decided for each view by itself. Hints are KEP-2433's and KEP-3015's: all or
 //! nothing, among ready endpoints, in the Cluster view only.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -64,7 +63,8 @@ struct Candidate<'a> {
     hints: Option<&'a Hints>,
 }
 
-type Candidates<'a> = BTreeMap<(IpAddr, u16), Candidate<'a>>;
+/// Sorted by address and port, each once.
+type Candidates<'a> = Vec<((IpAddr, u16), Candidate<'a>)>;
 
 impl Views {
     /// Chooses among the endpoints of all `slices`. An address and port that is there twice is one
@@ -94,8 +94,8 @@ impl Views {
             serving,
             local: pick(&|c| c.local, &|c| c.local),
             any: all
-                .values()
-                .any(|candidate| candidate.state != State::Unusable),
+                .iter()
+                .any(|(_, candidate)| candidate.state != State::Unusable),
         }
     }
 }
@@ -109,56 +109,61 @@ fn merge<'a>(slices: impl IntoIterator<Item = &'a Slice>, target: Target<'_>) ->
         let matching = (slice.ports.iter())
             .filter(|port| port.protocol == target.protocol && *port.name == *target.port_name);
         for port in matching {
-            for endpoint in &slice.endpoints {
-                let new = Candidate {
+            all.extend(slice.endpoints.iter().map(|endpoint| {
+                let candidate = Candidate {
                     state: State::of(endpoint),
                     serving: endpoint.ready || endpoint.serving,
                     local: endpoint.local,
                     hints: endpoint.hints.as_deref(),
                 };
-                all.entry((endpoint.address, port.port))
-                    .and_modify(|old| {
-                        old.local |= new.local;
-                        old.serving |= new.serving;
-                        if new.state > old.state {
-                            (old.state, old.hints) = (new.state, new.hints);
-                        }
-                    })
-                    .or_insert(new);
-            }
+                ((endpoint.address, port.port), candidate)
+            }));
         }
     }
+    // Stable: of two in one state the first one's hints count.
+    all.sort_by_key(|(at, _)| *at);
+    all.dedup_by(|(at, new), (kept_at, old)| {
+        if at != kept_at {
+            return false;
+        }
+        old.local |= new.local;
+        old.serving |= new.serving;
+        if new.state > old.state {
+            (old.state, old.hints) = (new.state, new.hints);
+        }
+        true
+    });
     all
 }
 
 type Wish<'w> = dyn Fn(&Candidate<'_>) -> bool + 'w;
 
 fn list(all: &Candidates<'_>, state: State, wish: &Wish<'_>) -> Arc<[Endpoint]> {
-    (all.iter())
-        .filter(|(_, candidate)| candidate.state == state && wish(candidate))
-        .map(|(&(address, port), candidate)| Endpoint {
-            address,
-            port,
-            local: candidate.local,
-        })
-        .collect()
+    endpoints(all, &|candidate| {
+        candidate.state == state && wish(candidate)
+    })
+    .into()
 }
 
 /// All that serve; the list `cluster` itself where these are the same.
 fn serving(all: &Candidates<'_>, cluster: &Arc<[Endpoint]>) -> Arc<[Endpoint]> {
-    let found: Vec<_> = (all.iter())
-        .filter(|(_, candidate)| candidate.serving)
-        .map(|(&(address, port), candidate)| Endpoint {
-            address,
-            port,
-            local: candidate.local,
-        })
-        .collect();
+    let found = endpoints(all, &|candidate| candidate.serving);
     if *found == **cluster {
         cluster.clone()
     } else {
         found.into()
     }
+}
+
+fn endpoints(all: &Candidates<'_>, wish: &Wish<'_>) -> Vec<Endpoint> {
+    (all.iter())
+        .filter(|(_, candidate)| wish(candidate))
+        .map(|&((address, port), ref candidate)| Endpoint {
+            address,
+            port,
+            local: candidate.local,
+        })
+        .collect()
 }
 
 /// How far the hints of the ready endpoints, taken together, narrow the choice.
@@ -173,7 +178,8 @@ impl<'a> Scope<'a> {
     /// some clients would be left with nothing.
     fn of(all: &Candidates<'_>, target: Target<'a>) -> Self {
         let ready = || {
-            all.values()
+            all.iter()
+                .map(|(_, candidate)| candidate)
                 .filter(|candidate| candidate.state == State::Ready)
         };
         let agreed =

@@ -18,6 +18,7 @@
 //! * *cluster IPs*: [`At::ClusterIp`] of all ports, for the rest of such an address (its other ports).
 
 mod checks;
+mod claims;
 mod delta;
 mod endpoints;
 mod name;

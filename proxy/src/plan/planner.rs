@@ -4,17 +4,18 @@
 //! one, then the one whose name sorts first; when it goes, the next one gets it. So the plan is a function of the objects alone, whatever the
 //! order in which they came.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use hostnet::vocab::Family;
 
 use super::checks::{Checks, HealthCheck, health_check};
-use super::service::{self, Context};
+use super::claims::{Claim, Claims, Place};
+use super::service::{self, Context, Wanted};
 use super::settings::node_rules;
-use super::{At, Change, Delta, Frontend, PortKey, Protocol, Ruleset, ServicePort, Settings};
-use crate::index::{Dirty, Entry, Index, ObjectName};
+use super::{At, Change, Delta, Frontend, PortKey, Ruleset, ServicePort, Settings};
+use crate::index::{Dirty, Index, ObjectName};
 
 /// The plan of this node, kept up to date.
 #[derive(Debug)]
@@ -22,8 +23,8 @@ pub struct Planner {
     settings: Settings,
     context: Context,
     interfaces: BTreeSet<IpAddr>,
-    wanted: BTreeMap<ObjectName, Vec<Wanted>>,
-    claims: BTreeSet<Claim>,
+    wanted: HashMap<ObjectName, Vec<Wanted>>,
+    claims: Claims,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
     health_checks_changed: bool,
     conflicts: BTreeSet<Conflict>,
@@ -44,28 +45,6 @@ pub struct Conflict {
     pub owner: PortKey,
 }
 
-/// What a Service asks for in one family and port.
-#[derive(Debug, PartialEq, Eq)]
-struct Wanted {
-    created: i64,
-    family: Family,
-    key: PortKey,
-    port: Arc<ServicePort>,
-}
-
-/// An address (`None`: node ports), protocol and port that only one service port can have.
-type Place = (Family, Option<IpAddr>, Protocol, u16);
-
-/// A service port's claim to a place. Of all claims to a place, the first in order has it.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Claim {
-    place: Place,
-    /// A cluster IP is given by the API server to one Service alone.
-    is_foreign: bool,
-    created: i64,
-    key: PortKey,
-}
-
 impl Planner {
     /// An empty plan under these settings.
     pub fn new(settings: Settings) -> Self {
@@ -73,8 +52,8 @@ impl Planner {
             settings,
             context: Context::default(),
             interfaces: BTreeSet::new(),
-            wanted: BTreeMap::new(),
-            claims: BTreeSet::new(),
+            wanted: HashMap::new(),
+            claims: Claims::default(),
             health_checks: BTreeMap::new(),
             health_checks_changed: false,
             conflicts: BTreeSet::new(),
@@ -152,7 +131,7 @@ impl Planner {
         let all_of_them = self.context != context;
         self.context = context;
 
-        let mut affected = BTreeSet::new();
+        let mut affected = Vec::new();
         for name in &dirty.services {
             self.want(index, name, &mut affected);
         }
@@ -161,6 +140,9 @@ impl Planner {
                 self.want(index, name, &mut affected);
             }
         }
+        // Nearly so already.
+        affected.sort();
+        affected.dedup();
         for (family, key) in affected {
             if let Some(change) = self.settle(family, key) {
                 delta.family_mut(family).ports.push(change);
@@ -171,15 +153,9 @@ impl Planner {
 
     /// Plans a Service anew. Adds to `affected` which service ports may have changed by it: its own, and
     /// those that claim the same places.
-    fn want(
-        &mut self,
-        index: &Index,
-        name: &ObjectName,
-        affected: &mut BTreeSet<(Family, PortKey)>,
-    ) {
-        let check = index
-            .entry(name)
-            .and_then(|entry| health_check(name, entry));
+    fn want(&mut self, index: &Index, name: &ObjectName, affected: &mut Vec<(Family, PortKey)>) {
+        let entry = index.entry(name);
+        let check = entry.and_then(|entry| health_check(name, entry));
         if self.health_checks.get(name) != check.as_ref() {
             self.health_checks_changed = true;
             match check {
@@ -187,29 +163,30 @@ impl Planner {
                 None => self.health_checks.remove(name),
             };
         }
-        let new = match index.entry(name) {
-            Some(entry) => wanted(name, entry, &self.context),
-            None => Vec::new(),
-        };
+        let new = entry.map_or_else(Vec::new, |entry| service::plan(name, entry, &self.context));
         let old = self.wanted.remove(name).unwrap_or_default();
-        let changed = |one: &&Wanted, others: &[Wanted]| !others.contains(one);
-        for gone in old.iter().filter(|wanted| changed(wanted, &new)) {
-            for claim in claims(gone) {
-                affected.extend(claimants(&self.claims, claim.place));
-                self.claims.remove(&claim);
+        for gone in old.iter().filter(|wanted| !new.contains(wanted)) {
+            for (place, claim) in claims(gone) {
+                affected.extend(self.claimants(place));
+                self.claims.remove(place, claim);
             }
-            affected.insert((gone.family, gone.key.clone()));
+            affected.push((gone.family, gone.key.clone()));
         }
-        for came in new.iter().filter(|wanted| changed(wanted, &old)) {
-            for claim in claims(came) {
-                affected.extend(claimants(&self.claims, claim.place));
-                self.claims.insert(claim);
+        for came in new.iter().filter(|wanted| !old.contains(wanted)) {
+            for (place, claim) in claims(came) {
+                affected.extend(self.claimants(place));
+                self.claims.insert(place, claim);
             }
-            affected.insert((came.family, came.key.clone()));
+            affected.push((came.family, came.key.clone()));
         }
         if !new.is_empty() {
             self.wanted.insert(name.clone(), new);
         }
+    }
+
+    fn claimants(&self, place: Place) -> impl Iterator<Item = (Family, PortKey)> {
+        let claimants = self.claims.claimants(place);
+        claimants.map(move |key| (place.0, key.clone()))
     }
 
     /// Gives a service port the places to which it has the best claim.
@@ -227,25 +204,29 @@ impl Planner {
             self.conflicts.extend(refused);
         }
         let ports = &mut self.ruleset.family_mut(family).ports;
-        let before = match &after {
-            Some(port) if ports.get(&key) == Some(port) => return None,
-            Some(port) => ports.insert(key.clone(), port.clone()),
-            None => ports.remove(&key),
+        let before = match (ports.entry(key.clone()), &after) {
+            (btree_map::Entry::Vacant(_), None) => return None,
+            (btree_map::Entry::Vacant(new), Some(port)) => {
+                new.insert(port.clone());
+                None
+            }
+            (btree_map::Entry::Occupied(old), Some(port)) if old.get() == port => return None,
+            (btree_map::Entry::Occupied(mut old), Some(port)) => Some(old.insert(port.clone())),
+            (btree_map::Entry::Occupied(old), None) => Some(old.remove()),
         };
-        (before.is_some() || after.is_some()).then_some(Change { key, before, after })
+        Some(Change { key, before, after })
     }
 
     /// The service port less the frontends that another has, and these; `None` where none is left.
     fn granted(&self, wanted: &Wanted) -> (Option<Arc<ServicePort>>, Vec<Conflict>) {
-        let owner = |frontend: &Frontend| claimants(&self.claims, place(wanted, frontend)).next();
         let refused: Vec<_> = (wanted.port.frontends.iter())
             .filter_map(|frontend| {
-                let (_, owner) = owner(frontend).filter(|(_, key)| *key != wanted.key)?;
+                let owner = self.claims.owner(&place(wanted, frontend));
                 Some(Conflict {
                     family: wanted.family,
                     loser: wanted.key.clone(),
                     frontend: frontend.clone(),
-                    owner,
+                    owner: owner.filter(|key| **key != wanted.key)?.clone(),
                 })
             })
             .collect();
@@ -271,22 +252,6 @@ impl Planner {
     }
 }
 
-fn wanted(name: &ObjectName, entry: &Entry, context: &Context) -> Vec<Wanted> {
-    let created = entry.service.as_ref().map_or(0, |service| service.created);
-    let planned = service::plan(name, entry, context).into_iter();
-    let mut wanted: Vec<_> = planned
-        .map(|(family, key, port)| Wanted {
-            created,
-            family,
-            key,
-            port: port.into(),
-        })
-        .collect();
-    // It is collected in place of what it is made from, which is larger.
-    wanted.shrink_to_fit();
-    wanted
-}
-
 fn place(wanted: &Wanted, frontend: &Frontend) -> Place {
     (
         wanted.family,
@@ -296,30 +261,13 @@ fn place(wanted: &Wanted, frontend: &Frontend) -> Place {
     )
 }
 
-fn claims(wanted: &Wanted) -> impl Iterator<Item = Claim> {
-    wanted.port.frontends.iter().map(|frontend| Claim {
-        place: place(wanted, frontend),
-        is_foreign: !matches!(frontend.at, At::ClusterIp(_)),
-        created: wanted.created,
-        key: wanted.key.clone(),
+fn claims(wanted: &Wanted) -> impl Iterator<Item = (Place, Claim)> {
+    wanted.port.frontends.iter().map(|frontend| {
+        let claim = Claim {
+            is_foreign: !matches!(frontend.at, At::ClusterIp(_)),
+            created: wanted.created,
+            key: wanted.key.clone(),
+        };
+        (place(wanted, frontend), claim)
     })
-}
-
-/// Who claims a place, the best claim first.
-fn claimants(
-    claims: &BTreeSet<Claim>,
-    place: Place,
-) -> impl Iterator<Item = (Family, PortKey)> + use<'_> {
-    let first = Claim {
-        place,
-        is_foreign: false,
-        created: i64::MIN,
-        key: PortKey {
-            name: Default::default(),
-            protocol: Protocol::Tcp,
-        },
-    };
-    (claims.range(first..))
-        .take_while(move |claim| claim.place == place)
-        .map(move |claim| (place.0, claim.key.clone()))
 }

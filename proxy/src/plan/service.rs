@@ -24,21 +24,29 @@ pub(super) struct Context {
     pub(super) masquerade_all: bool,
 }
 
-/// One port of a Service in one family, before it is known whether another Service has a better right
+/// What a Service asks for in one family and port, before it is known whether another Service has a better right
 /// to one of its frontends.
-pub(super) type Wanted = (Family, PortKey, ServicePort);
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) created: i64,
+    pub(super) family: Family,
+    pub(super) key: PortKey,
+    pub(super) port: Arc<ServicePort>,
+}
 
 /// The plan of a Service: one part per family and port, none where it is not ours to serve.
 pub(super) fn plan(name: &ObjectName, entry: &Entry, context: &Context) -> Vec<Wanted> {
     let Some(service) = &entry.service else {
         return Vec::new();
     };
-    let mut wanted: Vec<Wanted> = Vec::new();
+    let mut wanted = Vec::new();
     for family in Family::ALL {
         // A family in which it has no cluster IP is not its own, whatever other addresses say.
         if of_family(&service.cluster_ips, family).next().is_none() {
             continue;
         }
+        // It stays for long.
+        wanted.reserve_exact(service.ports.len());
         for port in &service.ports {
             let target = Target {
                 family,
@@ -48,8 +56,12 @@ pub(super) fn plan(name: &ObjectName, entry: &Entry, context: &Context) -> Vec<W
                 zone: context.zone.as_deref(),
             };
             let views = Views::choose(entry.slices(), target);
-            let planned = plan_port(service, port, family, views, context);
-            wanted.push((family, key(name, port), planned));
+            wanted.push(Wanted {
+                created: service.created,
+                family,
+                key: key(name, port),
+                port: plan_port(service, port, family, views, context).into(),
+            });
         }
     }
     wanted
@@ -155,11 +167,12 @@ fn frontends(
         .map(|ip| external(At::ExternalIp(ip), port.port, None));
     let node_port = (port.node_port).map(|number| external(At::NodePort, number, None));
 
-    let mut seen = BTreeSet::new();
-    (cluster_ips.chain(load_balancers).chain(external_ips))
-        .filter(|frontend| seen.insert(frontend.at.address()))
+    let mut frontends: Vec<_> = (cluster_ips.chain(load_balancers).chain(external_ips))
         .chain(node_port)
-        .collect()
+        .collect();
+    frontends.sort_by_key(|frontend| frontend.at.address());
+    frontends.dedup_by_key(|frontend| frontend.at.address());
+    frontends
 }
 
 /// Who may come in by a load balancer's address. Ranges of the other family say nothing about this one.
