@@ -40,6 +40,12 @@ pub trait Backend {
         true
     }
 
+    /// Whether it is sure that nobody else has changed anything since the last [`Backend::replace`] looked. If not,
+    /// another one finds out.
+    fn is_untouched(&mut self) -> bool {
+        false
+    }
+
     /// Whether others have rules in the same tables, so that most of what happens there is no harm to ours.
     fn shares_tables(&self) -> bool {
         false

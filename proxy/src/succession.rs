@@ -154,6 +154,10 @@ impl<B: Backend> Backend for Successor<B> {
         self.backend.shares_tables()
     }
 
+    fn is_untouched(&mut self) -> bool {
+        self.backend.is_untouched()
+    }
+
     fn cleanup(&mut self) -> Result<Applied, B::Error> {
         self.backend.cleanup()
     }

@@ -65,6 +65,7 @@ const ATTEMPTS: u32 = 10;
 #[derive(Debug)]
 pub struct Nft {
     socket: Socket,
+    transactions: u32,
 }
 
 impl Nft {
@@ -76,12 +77,18 @@ impl Nft {
     pub fn open() -> Result<Nft, Error> {
         Ok(Nft {
             socket: Socket::open()?,
+            transactions: 0,
         })
     }
 
     /// The netlink port of this connection, by which a [`Monitor`] tells our changes from others'.
     pub fn port(&self) -> u32 {
         self.socket.port()
+    }
+
+    /// How many transactions this connection has made: each moves the generation by one.
+    pub fn transactions(&self) -> u32 {
+        self.transactions
     }
 
     /// Whether the kernel can give sets room for more elements than they were made with: since Linux 6.5.
@@ -185,6 +192,7 @@ impl Nft {
         for ops in [0..resizes, resizes..all] {
             if !ops.is_empty() {
                 batch::send(&mut self.socket, changes, ops, generation.take())?;
+                self.transactions = self.transactions.wrapping_add(1);
             }
         }
         Ok(())

@@ -21,6 +21,8 @@ const ATTEMPTS: u32 = 10;
 #[derive(Debug)]
 pub struct NftBackend {
     nft: Nft,
+    /// The generation that the last full pass found, less the transactions that we had made by then.
+    found: Option<u32>,
     /// What the tables hold; None where that is not known.
     states: [Option<State>; 2],
 }
@@ -49,6 +51,7 @@ impl NftBackend {
     pub fn open() -> Result<NftBackend, Error> {
         Ok(NftBackend {
             nft: Nft::open()?,
+            found: None,
             states: [None, None],
         })
     }
@@ -71,6 +74,8 @@ impl NftBackend {
         let mut attempt = 1;
         loop {
             let observed = self.nft.observe(&table(family))?;
+            let found = observed.generation.wrapping_sub(self.nft.transactions());
+            self.found.get_or_insert(found);
             let rules = ruleset.family(family);
             let least = self.nft.resizes_sets().then_some(ROOM);
             let (changes, state) = State::replace(family, observed.table.as_ref(), rules, least);
@@ -144,6 +149,7 @@ impl Backend for NftBackend {
     type Error = NftError;
 
     fn replace(&mut self, ruleset: &Ruleset) -> Result<Applied, NftError> {
+        self.found = None;
         let mut ops = 0;
         for family in Family::ALL {
             ops += self
@@ -176,6 +182,13 @@ impl Backend for NftBackend {
     fn is_disturbed_by(&self, change: &Change) -> bool {
         let is_ours = |family| change.tables.contains(&table(family));
         change.port != self.nft.port() && Family::ALL.into_iter().any(is_ours)
+    }
+
+    fn is_untouched(&mut self) -> bool {
+        let ours = self
+            .found
+            .map(|found| found.wrapping_add(self.nft.transactions()));
+        ours.is_some() && ours == self.nft.generation().ok()
     }
 
     fn cleanup(&mut self) -> Result<Applied, NftError> {

@@ -408,6 +408,7 @@ fn what_others_change_is_mended_and_told() {
     let plan = world.plan([Service::tcp([world.endpoint(11)])]);
     let mut backend = world.backend();
     backend.replace(&plan).unwrap();
+    assert!(backend.is_untouched());
     let listing = world.node.sh("nft", &["list", "ruleset"]);
     let mut monitor = world.node.run(Monitor::open).unwrap();
     let next = |monitor: &mut Monitor| {
@@ -432,6 +433,7 @@ fn what_others_change_is_mended_and_told() {
         world.node.sh("nft", foreign);
         let change = next(&mut monitor);
         assert!(backend.is_disturbed_by(&change), "{foreign:?}");
+        assert!(!backend.is_untouched(), "{foreign:?}");
         backend.replace(&plan).unwrap();
         let own = next(&mut monitor);
         assert!(!backend.is_disturbed_by(&own), "{foreign:?}");
@@ -439,6 +441,7 @@ fn what_others_change_is_mended_and_told() {
         backend.tick().unwrap();
         backend.tick().unwrap();
         while monitor.next(false).unwrap().is_some() {}
+        assert!(backend.is_untouched(), "{foreign:?}");
         assert_eq!(
             world.node.sh("nft", &["list", "ruleset"]),
             listing,
@@ -546,6 +549,7 @@ fn maps_get_more_room_before_they_are_full() {
     let errors = failures_during(&world, |_| {
         backend.update(&Delta::between(&small, &large)).unwrap();
     });
+    assert!(backend.is_untouched());
     assert_eq!(errors, [] as [&str; 0]);
     assert_eq!(
         (size("vips"), size("endpoints")),
