@@ -208,7 +208,7 @@ impl<B: Backend> Runner<B> {
             tokio::select! {
                 // What was told goes before passes, so that one pass serves all of it.
                 biased;
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 Some(update) = updates.next() => self.fold(update),
                 change = next_change(&mut self.foreign) => self.heed(change),
                 () = addresses_changed(&mut self.interfaces) => {
@@ -228,6 +228,12 @@ impl<B: Backend> Runner<B> {
                     self.tick();
                 }
             }
+        }
+        if let Some(keeper) = &mut self.keeper
+            && self.syncer.in_line()
+            && self.index.is_complete()
+        {
+            keeper.write_last(&self.index).await;
         }
     }
 
@@ -378,13 +384,15 @@ impl<B: Backend> Runner<B> {
     }
 
     /// Begins to heed foreign changes, after the first load: notices of our own would make that slow.
-    /// What was changed before the subscription is found by one more comparison.
+    /// Where something may have been changed before the subscription, one more comparison finds it.
     fn watch_others(&mut self) {
         if self.foreign.is_none() && self.syncer.backend().is_told_of_changes() {
             match Foreign::watch() {
                 Ok(foreign) => {
                     self.foreign = Some(foreign);
-                    self.pacer.mark_full();
+                    if !self.syncer.backend_mut().is_untouched() {
+                        self.pacer.mark_full();
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot watch nf_tables until the next full pass");

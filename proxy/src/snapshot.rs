@@ -58,6 +58,15 @@ impl Keeper {
         self.keeping.due()
     }
 
+    /// Writes what the index holds, if it has changed since it was last written, and waits for the disk.
+    pub async fn write_last(&mut self, index: &Index) {
+        if self.keeping.is_stale() {
+            self.keeping.written().await;
+            self.write(index);
+        }
+        self.keeping.written().await;
+    }
+
     /// Writes what the index holds, in the background. A failure is told; the old file then stays.
     pub fn write(&mut self, index: &Index) {
         if !self.keeping.begin() {
@@ -148,6 +157,19 @@ mod tests {
         text.truncate(text.len() - 10);
         hostnet::atomic_file::replace(&path, &text, 0o600).unwrap();
         assert!(keeper.read("k8s-node-2").is_none());
+    }
+
+    #[tokio::test]
+    async fn what_came_last_is_written_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut keeper = Keeper::new(dir.path().join("index"));
+        keeper.write(&Index::new("k8s-node-2"));
+        let mut index = fixtures::index(SEED);
+        keeper.note(true);
+        keeper.write_last(&index).await;
+        let settings = cluster_cidr("10.244.0.0/16");
+        let mut again = keeper.read("k8s-node-2").unwrap();
+        assert_eq!(plan(&mut again, &settings), plan(&mut index, &settings));
     }
 
     #[test]

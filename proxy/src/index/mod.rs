@@ -37,7 +37,7 @@ pub struct ObjectName(Arc<str>);
 impl ObjectName {
     /// From its parts.
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self(format!("{namespace}/{name}").into())
+        Self([namespace, "/", name].concat().into())
     }
 
     /// Namespace and name.

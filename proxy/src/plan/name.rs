@@ -13,11 +13,8 @@ pub struct PortName(Arc<str>);
 impl PortName {
     /// From its parts; `port` is empty for a port without a name.
     pub fn new(namespace: &str, service: &str, port: &str) -> Self {
-        if port.is_empty() {
-            Self(format!("{namespace}/{service}").into())
-        } else {
-            Self(format!("{namespace}/{service}:{port}").into())
-        }
+        let colon = if port.is_empty() { "" } else { ":" };
+        Self([namespace, "/", service, colon, port].concat().into())
     }
 
     /// `namespace/service`: the part that names the Service.
