@@ -91,7 +91,7 @@ pub fn keep(
     uid: &str,
     state: &State,
 ) -> Result<(), snapshot::WriteError> {
-    snapshot::write(path, subject(config), uid, state)
+    snapshot::encode(subject(config), uid, state)?.write(path)
 }
 
 /// Reads what was kept.

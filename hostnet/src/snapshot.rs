@@ -121,16 +121,22 @@ struct Head {
     node: String,
 }
 
-/// Writes a state in place of the last one, with its folder if that is missing. `uid` is the Node's.
+/// A state in the form that lies on disk, to be written when the disk has time.
+#[derive(Debug)]
+pub struct Encoded {
+    /// The first line, with room for the checksum, and the rest.
+    text: Vec<u8>,
+}
+
+/// Takes a state down. `uid` is the Node's.
 ///
 /// # Errors
-/// See [`WriteError`].
-pub fn write<T: Serialize>(
-    path: &Path,
+/// [`WriteError::Encode`].
+pub fn encode<T: Serialize>(
     subject: Subject<'_>,
     uid: &str,
     state: &T,
-) -> Result<(), WriteError> {
+) -> Result<Encoded, WriteError> {
     let boot = boot_id();
     let body = Body {
         kind: subject.kind,
@@ -141,16 +147,31 @@ pub fn write<T: Serialize>(
         written: seconds(SystemTime::now()),
         state,
     };
-    let body = serde_json::to_vec(&body).map_err(WriteError::Encode)?;
-    let mut text = format!("{MAGIC}{}\n", hex(&body)).into_bytes();
-    text.extend(body);
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(|source| WriteError::Folder {
-            path: folder.into(),
-            source,
-        })?;
+    let mut text = first_line("").into_bytes();
+    serde_json::to_writer(&mut text, &body).map_err(WriteError::Encode)?;
+    Ok(Encoded { text })
+}
+
+impl Encoded {
+    /// Writes the state in place of the last one, with its folder if that is missing.
+    ///
+    /// # Errors
+    /// [`WriteError::Folder`], [`WriteError::File`].
+    pub fn write(mut self, path: &Path) -> Result<(), WriteError> {
+        let (head, body) = self.text.split_at_mut(first_line("").len());
+        head.copy_from_slice(first_line(&hex(body)).as_bytes());
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(|source| WriteError::Folder {
+                path: folder.into(),
+                source,
+            })?;
+        }
+        Ok(atomic_file::replace(path, &self.text, 0o600)?)
     }
-    Ok(atomic_file::replace(path, &text, 0o600)?)
+}
+
+fn first_line(sum: &str) -> String {
+    format!("{MAGIC}{sum:64}\n")
 }
 
 /// Reads the last state. `uid` is the Node's, if it is known: then a state of another is refused.
@@ -255,10 +276,15 @@ mod tests {
         vec!["10.244.2.0/24".to_owned(), "line\nbreak".to_owned()]
     }
 
+    fn write(path: &Path, state: &[String]) {
+        let encoded = encode(SUBJECT, "uid-1", &state).unwrap();
+        encoded.write(path).unwrap();
+    }
+
     fn written() -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("made/for/it");
-        write(&path, SUBJECT, "uid-1", &state()).unwrap();
+        write(&path, &state());
         fs::read(path).unwrap()
     }
 
@@ -273,8 +299,8 @@ mod tests {
         let path = dir.path().join("peers");
         let absent = read::<Vec<String>>(&path, SUBJECT, None).unwrap_err();
         assert!(matches!(absent, Refusal::Absent));
-        write(&path, SUBJECT, "uid-1", &["old"]).unwrap();
-        write(&path, SUBJECT, "uid-1", &state()).unwrap();
+        write(&path, &["old".to_owned()]);
+        write(&path, &state());
         let snapshot = read::<Vec<String>>(&path, SUBJECT, None).unwrap();
         assert_eq!(snapshot.state, state());
         assert_eq!(snapshot.uid, "uid-1");

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use agent::keeping::Keeping;
 use hostnet::snapshot::{self, Refusal, Subject};
-use serde_json::value::{RawValue, to_raw_value};
 use tokio::time::Instant;
 
 use crate::index::{Index, saved};
@@ -72,23 +71,12 @@ impl Keeper {
         if !self.keeping.begin() {
             return;
         }
+        let uid = index.node().map_or("", |node| node.uid.as_str());
         // Taken at once; the disk may take its time.
-        let state = match to_raw_value(&index.saved()) {
-            Ok(state) => state,
-            Err(error) => {
-                tracing::warn!(%error, "the state cannot be saved");
-                return;
-            }
-        };
+        let state = snapshot::encode(subject(index.this_node()), uid, &index.saved());
         let path = self.path.clone();
-        let node = index.this_node().to_owned();
-        let uid = index
-            .node()
-            .map(|node| node.uid.clone())
-            .unwrap_or_default();
         self.keeping.write(move || {
-            let written = snapshot::write::<Box<RawValue>>(&path, subject(&node), &uid, &state);
-            if let Err(error) = written {
+            if let Err(error) = state.and_then(|state| state.write(&path)) {
                 let error = crate::run::chain(&error);
                 tracing::warn!(
                     error,
