@@ -183,19 +183,37 @@ pub fn read<T: DeserializeOwned>(
     subject: Subject<'_>,
     uid: Option<&str>,
 ) -> Result<Snapshot<T>, Refusal> {
-    let text = fs::read(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => Refusal::Absent,
-        _ => Refusal::Read(error),
-    })?;
+    let text = text_of(path)?;
     parse(&text, subject, uid, SystemTime::now())
 }
 
-fn parse<T: DeserializeOwned>(
-    text: &[u8],
-    subject: Subject<'_>,
-    uid: Option<&str>,
-    now: SystemTime,
+/// Reads the last state for a program that does not know of which Node it should be: the file is this machine's.
+///
+/// # Errors
+/// See [`Refusal`].
+pub fn read_of_any_node<T: DeserializeOwned>(
+    path: &Path,
+    kind: &str,
+    version: u32,
 ) -> Result<Snapshot<T>, Refusal> {
+    checked(
+        &text_of(path)?,
+        (kind, version),
+        None,
+        None,
+        SystemTime::now(),
+    )
+}
+
+fn text_of(path: &Path) -> Result<Vec<u8>, Refusal> {
+    fs::read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Refusal::Absent,
+        _ => Refusal::Read(error),
+    })
+}
+
+/// Who wrote a whole file, and its body.
+fn head(text: &[u8]) -> Result<(Head, &[u8]), Refusal> {
     let end = text.iter().position(|byte| *byte == b'\n');
     let (head, body) = end
         .and_then(|end| Some((&text[..end], text.get(end + 1..)?)))
@@ -206,20 +224,42 @@ fn parse<T: DeserializeOwned>(
     if sum != hex(body).as_bytes() {
         return Err(Refusal::Damaged("its checksum does not fit"));
     }
-    let head: Head = serde_json::from_slice(body).map_err(Refusal::Decode)?;
+    Ok((serde_json::from_slice(body).map_err(Refusal::Decode)?, body))
+}
+
+fn parse<T: DeserializeOwned>(
+    text: &[u8],
+    subject: Subject<'_>,
+    uid: Option<&str>,
+    now: SystemTime,
+) -> Result<Snapshot<T>, Refusal> {
+    let what = (subject.kind, subject.version);
+    checked(text, what, Some(subject.node), uid, now)
+}
+
+fn checked<T: DeserializeOwned>(
+    text: &[u8],
+    (kind, version): (&str, u32),
+    node: Option<&str>,
+    uid: Option<&str>,
+    now: SystemTime,
+) -> Result<Snapshot<T>, Refusal> {
+    let (head, body) = head(text)?;
     let differs = |found: String, expected: String| match found == expected {
         true => Ok(()),
         false => Err(Refusal::Other { found, expected }),
     };
     differs(
         format!("{} of version {}", head.kind, head.version),
-        format!("{} of version {}", subject.kind, subject.version),
+        format!("{kind} of version {version}"),
     )?;
     let of_node = |node: &str| format!("of Node {node}");
-    differs(of_node(&head.node), of_node(subject.node))?;
+    if let Some(node) = node {
+        differs(of_node(&head.node), of_node(node))?;
+    }
     let body: Body<String, T> = serde_json::from_slice(body).map_err(Refusal::Decode)?;
     if let Some(uid) = uid {
-        let of_uid = |uid: &str| format!("of Node {} with UID {uid}", subject.node);
+        let of_uid = |uid: &str| format!("of Node {} with UID {uid}", head.node);
         differs(of_uid(&body.uid), of_uid(uid))?;
     }
     let written = UNIX_EPOCH + Duration::from_secs(body.written);
@@ -303,6 +343,10 @@ mod tests {
         write(&path, &state());
         let snapshot = read::<Vec<String>>(&path, SUBJECT, None).unwrap();
         assert_eq!(snapshot.state, state());
+        let of_any = read_of_any_node::<Vec<String>>(&path, "test peers", 3).unwrap();
+        assert_eq!(of_any.state, state());
+        let other = read_of_any_node::<Vec<String>>(&path, "test peers", 4).unwrap_err();
+        assert!(matches!(other, Refusal::Other { .. }));
         assert_eq!(snapshot.uid, "uid-1");
         assert!(snapshot.same_boot && snapshot.age < MAX_AGE);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

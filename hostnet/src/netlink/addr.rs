@@ -8,12 +8,13 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
+use serde::{Deserialize, Serialize};
 
 use super::{Request, Result, Rtnl};
 use crate::vocab::{Cidr, Family};
 
 /// An address on an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Addr {
     /// The interface's index.
     pub link: u32,
@@ -30,7 +31,7 @@ pub struct Addr {
 }
 
 /// How far an address or route is valid (include/uapi/linux/rtnetlink.h, `enum rt_scope_t`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Scope(pub u8);
 
 impl Scope {

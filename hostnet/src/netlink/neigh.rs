@@ -9,12 +9,13 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use serde::{Deserialize, Serialize};
 
 use super::{Request, Result, Rtnl};
 use crate::vocab::Mac;
 
 /// A neighbour: ARP for IPv4, neighbour discovery for IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Neigh {
     /// The interface's index.
     pub link: u32,
@@ -28,7 +29,7 @@ pub struct Neigh {
 
 /// A forwarding entry of a VXLAN device (`dst` is the node to send to) or of a bridge (`link` is
 /// the port).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FdbEntry {
     /// The index of the VXLAN device or the bridge's port.
     pub link: u32,
@@ -45,7 +46,7 @@ pub struct FdbEntry {
 }
 
 /// How an entry came to be known, and whether it ages (include/uapi/linux/neighbour.h, `NUD_*`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum NeighState {
     /// Set by somebody; it stays until deleted.
     Permanent,

@@ -9,6 +9,7 @@ use netlink_packet_route::route::{
     RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use serde::{Deserialize, Serialize};
 
 use super::addr::Scope;
 use super::{Request, Result, Rtnl};
@@ -27,7 +28,7 @@ pub const PROTOCOL_BOOT: u8 = 3;
 const METRIC_V6: u32 = 1024;
 
 /// A route. One with several next hops shows neither link nor gateway here.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Route {
     /// Where to.
     pub dst: Subnet,
@@ -56,7 +57,7 @@ pub struct Route {
 }
 
 /// What a route does with a packet (include/uapi/linux/rtnetlink.h, `RTN_*`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum RouteKind {
     /// Sends it on.
     Unicast,

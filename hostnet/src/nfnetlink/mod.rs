@@ -45,6 +45,17 @@ pub(crate) fn request(
     let mut writer = Writer::default();
     writer.message(kind, flags, seq, nfproto, 0, ask);
     socket.send(&writer.into_bytes())?;
+    let mut bytes = 0;
+    let result = collect(socket, seq, |message| {
+        bytes += message.payload.len() as u64;
+        each(message);
+    });
+    socket.answered += bytes;
+    result
+}
+
+/// Hands each answer to a request on until the last.
+fn collect(socket: &mut Socket, seq: u32, mut each: impl FnMut(&Message<'_>)) -> Result<(), Error> {
     loop {
         let Some(datagram) = socket.receive(true)? else {
             continue;

@@ -22,6 +22,8 @@ pub(crate) struct Socket {
     seq: u32,
     send_buffer: usize,
     received: Vec<u8>,
+    /// How many bytes its requests were answered with.
+    pub(crate) answered: u64,
 }
 
 impl Socket {
@@ -49,6 +51,7 @@ impl Socket {
             seq: 0,
             send_buffer: 0,
             received: Vec::with_capacity(DATAGRAM),
+            answered: 0,
         };
         socket.force_buffer(sockopt::RcvBufForce, sockopt::RcvBuf, RECEIVE_BUFFER)?;
         Ok(socket)

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// `NFTNL_UDATA_COMMENT_MAXLEN`: nft refuses to load a longer one.
 const MAX_LEN: usize = 128;
 
@@ -10,7 +12,7 @@ const MAX_LEN: usize = 128;
 ///
 /// A text of more than 128 bytes is cut, and ends in `~` and eight digits of a hash of the whole, so that
 /// two long texts stay apart. Quotes, which nft cannot escape, and control characters become `?`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Comment(Arc<str>);
 
 impl Comment {

@@ -3,12 +3,26 @@
 //! A rule read back from the kernel is equal to the one that was sent, so that rules are compared by
 //! what they do. An expression that Twill does not use stays comparable as [`Expr::Other`].
 
+use serde::{Deserialize, Serialize};
+
 use super::types::Name;
 use super::wire::{Attrs, Writer, data, rule};
 
 /// A register: the number of one of the sixteen of 32 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u8")]
 pub struct Reg(pub u8);
+
+impl TryFrom<u8> for Reg {
+    type Error = &'static str;
+
+    fn try_from(number: u8) -> Result<Reg, &'static str> {
+        match number {
+            0..16 => Ok(Reg(number)),
+            _ => Err("there are sixteen registers"),
+        }
+    }
+}
 
 impl Reg {
     /// The first register.
@@ -45,7 +59,7 @@ const REG_VERDICT: u32 = 0;
 macro_rules! numbers {
     ($(#[$doc:meta] $name:ident($int:ty) { $($(#[$const_doc:meta])* $const:ident = $value:expr),* $(,)? })*) => {$(
         #[$doc]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub struct $name(pub $int);
         #[allow(missing_docs, reason = "the names are those of linux/netfilter/nf_tables.h")]
         impl $name {
@@ -88,7 +102,7 @@ const FIB_RESULT_ADDRTYPE: u32 = 3;
 const NAT_DNAT: u32 = 1;
 
 /// What happens to a packet: of a rule, or from a verdict map.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Verdict {
     /// Ends this base chain; later ones still see the packet.
     Accept,
@@ -144,7 +158,7 @@ impl Verdict {
 }
 
 /// One instruction. Loads write a register, the others read registers that loads have written.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(
     missing_docs,
     reason = "the fields are those of linux/netfilter/nf_tables.h"

@@ -1,10 +1,12 @@
 //! Reading by name and key, where a dump of a whole table would be too much: single elements, the rules of one
 //! chain, the base chains of a hook. For programs that follow one packet.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::dump::{decode_base, decode_rule, read_chains, request};
 use super::rule::Rule;
@@ -13,12 +15,12 @@ use super::set::{Element, ElementReader, SetDecl};
 use super::show::{RuleText, element as write_element};
 use super::table::Base;
 use super::types::{Key, KeyType, Name};
-use super::wire::{self, Message, Writer, chain, data, elem, msg, rule, set};
+use super::wire::{self, Attrs, Message, Writer, chain, data, elem, msg, rule, set, table};
 use super::{Error, Nft, TableId};
 use crate::vocab::Family;
 
 /// A table of anybody's, also of the family `inet`, which sees both. `Display` is nft's way to name it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AnyTable {
     /// The family; `None` for `inet`.
     pub family: Option<Family>,
@@ -48,8 +50,29 @@ impl fmt::Display for AnyTable {
     }
 }
 
+/// The families of tables that see IP packets; `None` is `inet`.
+const FAMILIES: [Option<Family>; 3] = [Some(Family::V4), Some(Family::V6), None];
+
+/// All that a table holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contents {
+    /// The rules of each chain.
+    pub chains: BTreeMap<Name, Vec<Rule>>,
+    /// The sets and maps with their elements.
+    pub sets: Vec<SetContents>,
+}
+
+/// A set or map with its elements, as [`Nft::elements`] gives them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetContents {
+    /// What it is.
+    pub decl: Arc<SetDecl>,
+    /// What is in it.
+    pub elements: Vec<(Key, Element)>,
+}
+
 /// A chain that packets enter at a hook.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseChain {
     /// The table that it is in.
     pub table: AnyTable,
@@ -74,6 +97,30 @@ impl Rule {
 }
 
 impl SetDecl {
+    /// Of elements that were all read ([`Nft::elements`]), the one that [`Nft::element`] gives.
+    pub fn find(&self, elements: &[(Key, Element)], key: &Key) -> Option<(Key, Element)> {
+        if !self.interval {
+            let found = elements.iter().find(|(known, _)| known == key);
+            return found.cloned();
+        }
+        let at = self.key.split(key.as_bytes())?;
+        let covers = |(range, _): &&(Key, Element)| {
+            let (first, last) = self.key.bounds(range);
+            let Some((first, last)) = self.key.split(first).zip(self.key.split(last)) else {
+                return false;
+            };
+            let mut fields = first.iter().zip(&last).zip(&at);
+            fields.all(|((first, last), at)| (first.1..=last.1).contains(&at.1))
+        };
+        let (range, element) = elements.iter().find(covers)?;
+        // The kernel names a range of one field by its first key.
+        let key = match self.key.fields().len() {
+            1 => Key::from_bytes(self.key.bounds(range).0),
+            _ => range.clone(),
+        };
+        Some((key, element.clone()))
+    }
+
     /// An element of it in nft's syntax: `10.96.0.10 . udp . 53 comment "…" : goto lb-1`.
     pub fn show<'a>(&'a self, key: &'a Key, element: &'a Element) -> impl fmt::Display + 'a {
         struct Shown<'a>(&'a SetDecl, &'a Key, &'a Element);
@@ -92,9 +139,8 @@ impl Nft {
     /// # Errors
     /// [`Error::Read`], [`Error::Socket`].
     pub fn base_chains(&mut self) -> Result<Vec<BaseChain>, Error> {
-        let families = [Some(Family::V4), Some(Family::V6), None];
         let mut chains = Vec::new();
-        for family in families {
+        for family in FAMILIES {
             let nfproto = family.map_or(wire::NFPROTO_INET, wire::nfproto);
             let each = |message: &Message<'_>| {
                 let attrs = message.attrs();
@@ -223,6 +269,88 @@ impl Nft {
         let what = format!("elements of {table} {}", decl.name);
         let reader = self.read_elements(table, decl, wire::F_DUMP, &what, |_| {})?;
         Ok(reader.finish().elements.into_iter().collect())
+    }
+
+    /// All tables that see IP packets, whosever they are.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Socket`].
+    pub fn all_tables(&mut self) -> Result<Vec<AnyTable>, Error> {
+        let mut tables = Vec::new();
+        for family in FAMILIES {
+            let nfproto = family.map_or(wire::NFPROTO_INET, wire::nfproto);
+            let each = |message: &Message<'_>| {
+                let name = message.attrs().str(table::NAME);
+                tables.extend(name.map(|name| AnyTable {
+                    family,
+                    name: name.into(),
+                }));
+            };
+            let (kind, what) = (msg::GETTABLE, "tables");
+            request(
+                &mut self.socket,
+                kind,
+                wire::F_DUMP,
+                nfproto,
+                what,
+                |_| {},
+                each,
+            )?;
+        }
+        Ok(tables)
+    }
+
+    /// All that a table holds, whosever it is, for a program that keeps it: sets that this crate cannot describe are left
+    /// out.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Socket`].
+    pub fn contents(&mut self, table: &AnyTable) -> Result<Contents, Error> {
+        let mut contents = Contents::default();
+        self.each_of(table, msg::GETCHAIN, chain::TABLE, "chains", |attrs| {
+            if let Some(name) = attrs.str(chain::NAME) {
+                contents.chains.entry(name.into()).or_default();
+            }
+        })?;
+        self.each_of(table, msg::GETRULE, rule::TABLE, "rules", |attrs| {
+            if let Some(name) = attrs.str(rule::CHAIN) {
+                let rules = contents.chains.entry(name.into()).or_default();
+                rules.push(decode_rule(attrs));
+            }
+        })?;
+        let mut decls = Vec::new();
+        self.each_of(table, msg::GETSET, set::TABLE, "sets", |attrs| {
+            decls.extend(SetDecl::decode(attrs).map(Arc::new));
+        })?;
+        for decl in decls {
+            let elements = self.elements(table, &decl)?;
+            contents.sets.push(SetContents { decl, elements });
+        }
+        Ok(contents)
+    }
+
+    /// All objects of a kind in a table, of which `of` is the attribute that names it: kernels do not filter all.
+    fn each_of(
+        &mut self,
+        table: &AnyTable,
+        kind: u8,
+        of: u16,
+        what: &str,
+        mut each: impl FnMut(Attrs<'_>),
+    ) -> Result<(), Error> {
+        absent(request(
+            &mut self.socket,
+            kind,
+            wire::F_DUMP,
+            table.nfproto(),
+            &format!("{what} of {table}"),
+            |w: &mut Writer| w.str(of, &table.name),
+            |message: &Message<'_>| {
+                if message.attrs().str(of) == Some(&*table.name) {
+                    each(message.attrs());
+                }
+            },
+        ))
     }
 
     /// Asks for elements of a set; `which` narrows the question. A set that is not there has none.

@@ -48,7 +48,7 @@ pub use expr::{
     Verdict, Xt, goto, jump,
 };
 pub use foreign::ForwardChain;
-pub use lookup::{AnyTable, BaseChain};
+pub use lookup::{AnyTable, BaseChain, Contents, SetContents};
 pub use monitor::{Change, Monitor};
 pub use rule::Rule;
 pub use selector::{CT_DNAT, CT_ESTABLISHED, CT_NEW, CT_RELATED, FIB_LOCAL, Selector};
@@ -98,6 +98,11 @@ impl Nft {
             .ok()
             .and_then(|uname| version(uname.release().to_str()?))
             .is_some_and(|version| version >= (6, 5))
+    }
+
+    /// How many bytes the kernel has answered questions with so far: what they cost, whatever the clock says.
+    pub fn answered(&self) -> u64 {
+        self.socket.answered
     }
 
     /// Reads a table, consistently: no change fell into the reading.

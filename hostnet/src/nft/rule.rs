@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use super::comment::Comment;
 use super::expr::{CmpOp, DynsetOp, Expr, NatFlags, Reg, RejectWith, Verdict};
 use super::selector::Selector;
@@ -22,7 +24,7 @@ use crate::vocab::{Family, Subnet};
 ///     .in_set([CtOriginalDaddr(V4), CtOriginalDport], "masq-tcp")
 ///     .masquerade(NatFlags::FULLY_RANDOM);
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// What the kernel runs.
     pub exprs: Vec<Expr>,

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::expr::{CtKey, Direction, Expr, FibAddr, Header, MetaKey, Reg};
 use super::types::{BitNames, FieldType};
 use crate::vocab::Family;
@@ -19,7 +21,7 @@ pub const CT_DNAT: u32 = 32;
 pub const FIB_LOCAL: u32 = 2;
 
 /// What a rule can ask. `Display` is nft's word for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Selector {
     /// `ip saddr`, `ip6 saddr`.
     Saddr(Family),

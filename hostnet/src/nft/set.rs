@@ -5,6 +5,8 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::comment::Comment;
 use super::expr::Verdict;
 use super::types::{Key, KeyType, Name};
@@ -12,7 +14,7 @@ use super::udata;
 use super::wire::{Attrs, Writer, data, elem, set};
 
 /// What a map gives for a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DataType {
     /// A verdict: a `vmap`.
     Verdict,
@@ -21,7 +23,7 @@ pub enum DataType {
 }
 
 /// The declaration of a set, or of a map (a set with data).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetDecl {
     /// Its name, unique in the table.
     pub name: Name,
@@ -233,7 +235,7 @@ impl From<SetDecl> for Set {
 }
 
 /// What belongs to a key: the data if it is a map's, and a comment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Element {
     /// None in a set.
     pub data: Option<Data>,
@@ -242,7 +244,7 @@ pub struct Element {
 }
 
 /// The data of a map's element.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Data {
     /// In a verdict map.
     Verdict(Verdict),

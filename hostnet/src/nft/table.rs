@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::comment::Comment;
 use super::rule::Rule;
 use super::selector::family_word;
@@ -163,7 +165,7 @@ impl Chain {
 }
 
 /// Where and when packets enter a base chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {
     /// `type`.
     pub kind: ChainKind,
@@ -176,7 +178,7 @@ pub struct Base {
 }
 
 /// The type of a base chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChainKind {
     /// Sees every packet.
     Filter,
@@ -195,7 +197,7 @@ impl ChainKind {
 }
 
 /// A netfilter hook, numbered as `enum nf_inet_hooks`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hook {
     /// Packets that come in, before routing.
     Prerouting = 0,
@@ -234,7 +236,7 @@ impl Hook {
 }
 
 /// The policy of a base chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Policy {
     /// The packet goes on.
     Accept,

@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
 use super::selector::Selector;
 use super::udata;
 use crate::vocab::Family;
@@ -13,7 +15,7 @@ use crate::vocab::Family;
 pub type Name = Arc<str>;
 
 /// A transport protocol, by its number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Proto(pub u8);
 
 impl Proto {
@@ -129,7 +131,7 @@ datum_from! {
 }
 
 /// The type of one field of a key, as `nft` names and numbers it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum FieldType {
     /// `ipv4_addr`.
     Ipv4Addr,
@@ -150,7 +152,7 @@ pub enum FieldType {
 }
 
 /// Which names the bits or values of a number have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum BitNames {
     /// `ct state` ([`CT_NEW`](super::CT_NEW) and others).
     CtState,
@@ -234,7 +236,7 @@ impl FieldType {
 }
 
 /// What a key or a map's data is made of: one field, or a concatenation of up to 16.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyType {
     fields: Vec<FieldType>,
     selectors: Option<Vec<Selector>>,
@@ -331,7 +333,7 @@ impl KeyType {
     }
 
     /// Splits a key's bytes into its fields. None if the length is wrong.
-    fn split<'a>(&'a self, bytes: &'a [u8]) -> Option<Vec<(FieldType, &'a [u8])>> {
+    pub(super) fn split<'a>(&'a self, bytes: &'a [u8]) -> Option<Vec<(FieldType, &'a [u8])>> {
         if bytes.len() != self.len() {
             return None;
         }
@@ -408,6 +410,30 @@ impl fmt::Display for KeyType {
 /// as the kernel does, so that what is observed compares with what is desired.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(pub(super) Box<[u8]>);
+
+/// As hexadecimal digits: as numbers each byte would take three times as much.
+impl Serialize for Key {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let digits = self.0.iter().map(|byte| format!("{byte:02x}"));
+        serializer.serialize_str(&digits.collect::<String>())
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Key, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digits: Option<Vec<u8>> = (text.chars())
+            .map(|digit| Some(digit.to_digit(16)? as u8))
+            .collect();
+        match digits {
+            Some(digits) if digits.len() % 2 == 0 => {
+                let bytes = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]);
+                Ok(Key(bytes.collect()))
+            }
+            _ => Err(de::Error::custom("a key is pairs of hexadecimal digits")),
+        }
+    }
+}
 
 impl Key {
     fn concat(data: &[Datum]) -> Key {

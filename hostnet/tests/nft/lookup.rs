@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use hostnet::nft::{AnyTable, BaseChain, Hook, Key, TableId, diff};
+use hostnet::nft::{AnyTable, BaseChain, Contents, Hook, Key, TableId, diff};
 use hostnet::vocab::Family;
 
 use crate::support::{Space, everything};
@@ -21,8 +21,10 @@ fn every_element_is_found_by_its_key_and_no_other() {
             for (key, element) in &set.elements {
                 // Of a range any key inside finds it; its first bytes are the first key.
                 let asked = Key::from_bytes(&key.as_bytes()[..decl.key.width()]);
-                let (_, got) = space.nft.element(&id, &decl, &asked).unwrap().unwrap();
-                assert_eq!(got, *element, "{name} {}", decl.key.show(key));
+                let got = space.nft.element(&id, &decl, &asked).unwrap().unwrap();
+                assert_eq!(got.1, *element, "{name} {}", decl.key.show(key));
+                let all = space.nft.elements(&id, &decl).unwrap();
+                assert_eq!(decl.find(&all, &asked), Some(got), "{name}");
                 found += 1;
             }
             let nothing = Key::from_bytes(&vec![0xfe; decl.key.width()]);
@@ -32,6 +34,7 @@ fn every_element_is_found_by_its_key_and_no_other() {
                 "{name}"
             );
             let all = space.nft.elements(&id, &decl).unwrap();
+            assert_eq!(decl.find(&all, &nothing), None, "{name}");
             if !decl.dynamic {
                 assert!(all.into_iter().eq(set.elements.clone()), "{name}");
             }
@@ -40,6 +43,15 @@ fn every_element_is_found_by_its_key_and_no_other() {
         for (name, chain) in &table.chains {
             assert_eq!(space.nft.rules(&id, name).unwrap(), chain.rules);
         }
+        assert_eq!(space.nft.all_tables().unwrap(), [id.clone()]);
+        let contents = space.nft.contents(&id).unwrap();
+        let told = serde_json::to_string(&contents).unwrap();
+        assert_eq!(serde_json::from_str::<Contents>(&told).unwrap(), contents);
+        let chains = contents.chains.into_iter();
+        assert!(
+            chains.eq((table.chains.iter()).map(|(name, of)| (name.clone(), of.rules.clone())))
+        );
+        assert_eq!(contents.sets.len(), table.sets.len());
         let names = space.nft.chain_names(&table.id).unwrap();
         assert_eq!(names.len(), table.chains.len());
         let bases = table.chains.values().filter(|chain| chain.base.is_some());
@@ -74,6 +86,12 @@ fn tables_of_family_inet_are_read_too() {
     };
     assert!(find(&mut space, [192, 0, 2, 9]));
     assert!(!find(&mut space, [192, 0, 2, 8]));
+    assert_eq!(space.nft.all_tables().unwrap(), [table.clone()]);
+    let contents = space.nft.contents(table).unwrap();
+    assert_eq!(
+        (contents.chains.len(), contents.sets[0].elements.len()),
+        (1, 1)
+    );
     let absent = AnyTable::from(TableId::new(Family::V4, "absent"));
     assert_eq!(space.nft.rules(&absent, "x").unwrap(), []);
 }

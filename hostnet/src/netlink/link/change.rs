@@ -6,6 +6,7 @@ use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind,
     InfoPortData, InfoPortKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
 };
+use serde::{Deserialize, Serialize};
 
 use super::{AddrGenMode, Bridge, LinkRef, Vxlan, create};
 use crate::netlink::Request;
@@ -50,7 +51,7 @@ const IFLA_INET_CONF: u16 = 1;
 const NESTED: u16 = 0x8000;
 
 /// The settings of a bridge's port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct BridgePort {
     /// A frame may leave by the port that it came in by: a pod that reaches itself by a service.
     pub hairpin: bool,

@@ -2,12 +2,13 @@
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use serde::{Deserialize, Serialize};
 
 use crate::netlink::{Result, Rtnl};
 
 /// Packets and bytes since a link was made (`IFLA_STATS64`), as the link counts them: what a pod sends is received
 /// by the node's end of its cable.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Counters {
     /// Packets received.
     pub rx_packets: u64,

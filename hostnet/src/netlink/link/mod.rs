@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
+use serde::{Deserialize, Serialize};
 
 pub use self::change::{
     BridgePort, Change, Ipv4Conf, change, delete, rename, set_bridge, set_port, set_vxlan,
@@ -31,7 +32,7 @@ pub fn index(name: &IfName) -> Option<u32> {
 }
 
 /// A network interface as the kernel shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Link {
     /// The index, unique in its namespace.
     pub index: u32,
@@ -64,7 +65,7 @@ pub struct Link {
 }
 
 /// Another link that one refers to (`IFLA_LINK`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LinkPeer {
     /// Its index in its own namespace.
     pub index: u32,
@@ -74,7 +75,7 @@ pub struct LinkPeer {
 }
 
 /// What a link is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LinkKind {
     /// A bridge.
     Bridge(Bridge),
@@ -87,7 +88,7 @@ pub enum LinkKind {
 }
 
 /// The settings of a bridge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Bridge {
     /// Frames that are bridged pass the IPv4 hooks of netfilter too (`IFLA_BR_NF_CALL_IPTABLES`).
     /// Needs the module br_netfilter; without it the kernel keeps the value and nothing happens.
@@ -100,7 +101,7 @@ pub struct Bridge {
 }
 
 /// The settings of a VXLAN device (RFC 7348).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Vxlan {
     /// The network identifier, 24 bits.
     pub vni: u32,
@@ -117,7 +118,7 @@ pub struct Vxlan {
 }
 
 /// How IPv6 makes the interface part of its own addresses (`IFLA_INET6_ADDR_GEN_MODE`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum AddrGenMode {
     /// From the MAC.
     Eui64,
