@@ -64,6 +64,7 @@ lint: prepare $(DENY) ## Formatting, clippy without warnings, shellcheck, bans a
 bench: prepare benched ## The figures of the README, beside the programs that Twill replaces
 	@$(STEP) "benchmarks" cargo bench --package integration
 	@$(STEP) "one change of a Service's endpoints" cargo bench --package proxy --bench pipeline
+	@$(STEP) "a trace among 10,000 Services" cargo bench --package cli --bench trace
 	@$(STEP) "one more peer" cargo bench --package flanneld --bench one_more
 
 # twill-cni by itself: beside the daemons its libraries would have features that it does without. It is linked with musl,

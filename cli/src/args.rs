@@ -21,6 +21,7 @@ use crate::onward::{self, ByCommand, FromHere};
 use crate::pods::{PodTable, pods};
 use crate::probe;
 use crate::report::Arrival;
+use crate::saved;
 use crate::status::{NodeStatus, StatusTable, status};
 use crate::target::{From, To};
 use crate::top::{Order, UseTable, top};
@@ -43,6 +44,9 @@ pub struct Args {
     /// Where flanneld tells of the pods' network
     #[arg(long, global = true, value_name = "FILE", default_value = names::SUBNET_ENV)]
     pub subnet_file: PathBuf,
+    /// Where the daemons keep their last good state
+    #[arg(long, global = true, value_name = "DIR", default_value = names::STATE_DIR)]
+    pub snapshot_dir: PathBuf,
     /// How to reach the API server, if not as kubectl does; names and objects come from it
     #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
@@ -222,7 +226,7 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
         }
         _ => {}
     }
-    let mut kernel = Kernel::here(&args.records)?;
+    let mut kernel = here(args)?;
     match &args.command {
         Command::Completion(_) | Command::Man(_) => Ok(0),
         Command::Trace(how) => {
@@ -303,7 +307,7 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
                     }
                 }
                 // What is left, by a look that remembers nothing.
-                kernel = Kernel::here(&args.records)?;
+                kernel = here(args)?;
                 findings = examine(&mut kernel, &networks, &host)?;
             }
             *out += &args.output.show(&findings, &Findings(&findings))?;
@@ -327,6 +331,12 @@ fn server(args: &Args) -> anyhow::Result<Option<ApiServer>> {
         kubeconfig: args.kubeconfig.clone(),
         context: args.context.clone(),
     })
+}
+
+/// The kernel's state of this namespace.
+fn here(args: &Args) -> anyhow::Result<Kernel> {
+    let kernel = Kernel::here(&args.records)?;
+    Ok(kernel.services(&args.snapshot_dir.join(saved::FILE)))
 }
 
 fn cluster(server: Option<&ApiServer>) -> Cluster {

@@ -15,8 +15,9 @@ use hostnet::netlink::{Addr, FdbEntry, Link, Neigh, Route, Rtnl};
 use hostnet::netns::NetNs;
 use hostnet::nft::{AnyTable, BaseChain, Element, Key, Name, Nft, Proto, Rule, SetDecl, TableId};
 use hostnet::sysctl::Sysctl;
-use hostnet::vocab::Family;
+use hostnet::vocab::{Family, names};
 
+use crate::saved::{self, Saved};
 use crate::view::{Result, View};
 
 /// The kernel's state of one network namespace.
@@ -26,6 +27,7 @@ pub struct Kernel {
     rtnl: Rtnl,
     nft: Nft,
     records: PathBuf,
+    services: PathBuf,
     links: Option<Vec<Link>>,
     addrs: Option<Vec<Addr>>,
     chains: Option<Vec<BaseChain>>,
@@ -54,12 +56,26 @@ impl Kernel {
             rtnl,
             nft,
             records: records.to_owned(),
+            services: Path::new(names::STATE_DIR).join(saved::FILE),
             links: None,
             addrs: None,
             chains: None,
             rules: BTreeMap::new(),
             sets: BTreeMap::new(),
         })
+    }
+
+    /// The same, with Services by another file of twill-proxy's.
+    pub fn services(self, file: &Path) -> Kernel {
+        Kernel {
+            services: file.to_owned(),
+            ..self
+        }
+    }
+
+    /// How many bytes of nf_tables have answered its questions.
+    pub fn answered(&self) -> u64 {
+        self.nft.answered()
     }
 }
 
@@ -195,6 +211,10 @@ impl View for Kernel {
 
     fn records(&mut self) -> Result<Vec<Record>> {
         Ok(Records::new(&self.records).list()?)
+    }
+
+    fn saved_service(&mut self, name: &str) -> Option<Saved> {
+        saved::service(&self.services, name)
     }
 
     fn inside(&mut self, pod: &Record) -> Result<Option<Box<dyn View + '_>>> {

@@ -6,6 +6,7 @@
 //!    ├─ walk     nf_tables, rule by rule, for one packet
 //!    ├─ trace    a packet's way: pod, rules, routes, neighbours, forwarding entries, ports ──► report (tree, JSON)
 //!    │     onward asks other nodes for their part of it, far is how flanneld answers there
+//!    │     saved is where twill-proxy remembers Services by name
 //!    ├─ pods     which pod has which address, veth, port
 //!    ├─ top      which Services are used, by the table of connections
 //!    ├─ probe    real packets to every other node
@@ -28,6 +29,7 @@ pub mod onward;
 pub mod pods;
 pub mod probe;
 pub mod report;
+pub mod saved;
 pub mod status;
 mod table;
 pub mod target;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use cni_plugin::record::Record;
-use hostnet::nft::{AnyTable, Datum, Proto, TableId};
+use hostnet::nft::{AnyTable, Comment, Datum, Key, Proto, TableId};
 use hostnet::vocab::{Family, names};
 
 use crate::view::View;
@@ -280,6 +280,57 @@ fn entrances(
     Ok(all)
 }
 
+/// The entrances of a Service that twill-proxy remembers, if the kernel has each of them still; two elements are looked up
+/// for each port then, and no map is read.
+fn remembered(
+    view: &mut dyn View,
+    family: Family,
+    name: &str,
+) -> crate::view::Result<Option<BTreeSet<Entrance>>> {
+    let table = proxy_table(family);
+    let Some(saved) = view.saved_service(name) else {
+        return Ok(None);
+    };
+    let mut own = saved.cluster_ips.into_iter();
+    let address = own.find(|address| Family::of(*address) == family);
+    let (Some(address), Some(vips), Some(node_ports)) = (
+        address,
+        view.declaration(&table, "vips")?,
+        view.declaration(&table, "nodeports")?,
+    ) else {
+        return Ok(None);
+    };
+    let mut all = BTreeSet::new();
+    for port in saved.ports {
+        let proto = Proto::from(port.protocol);
+        let label = match port.name.as_str() {
+            "" => name.to_owned(),
+            port => format!("{name}:{port}"),
+        };
+        let comment = Some(Comment::new(&label));
+        let mut entrances = vec![(&vips, Some(address), port.port)];
+        entrances.extend(port.node_port.map(|port| (&node_ports, None, port)));
+        for (map, address, number) in entrances {
+            let key = match address {
+                Some(address) => Key::from((address, proto, number)),
+                None => Key::from((proto, number)),
+            };
+            match view.element(&table, map, &key)? {
+                Some((_, element)) if element.comment == comment => {}
+                _ => return Ok(None),
+            }
+            all.insert(Entrance {
+                service: name.to_owned(),
+                port_name: port.name.clone(),
+                proto: proto.0,
+                port: number,
+                address,
+            });
+        }
+    }
+    Ok(Some(all))
+}
+
 /// The addresses in a set of twill-proxy's.
 fn addresses(view: &mut dyn View, family: Family, set: &str) -> crate::view::Result<Vec<IpAddr>> {
     let table = proxy_table(family);
@@ -330,7 +381,11 @@ pub fn service(
                 && entrance.address.is_none() == from_outside
         })
     };
-    let all = entrances(view, family, is_enough)?;
+    // Last of all whole maps are read.
+    let all = match remembered(view, family, name)? {
+        Some(all) => all,
+        None => entrances(view, family, is_enough)?,
+    };
     let mut own: Vec<&Entrance> = all.iter().filter(|e| e.service == name).collect();
     if own.is_empty() {
         let known = all.iter().map(|entrance| entrance.service.as_str());

@@ -11,6 +11,8 @@ use hostnet::netns::NetNsError;
 use hostnet::nft::{self, AnyTable, BaseChain, Element, Key, Name, Proto, Rule, SetDecl, TableId};
 use hostnet::vocab::Family;
 
+use crate::saved::Saved;
+
 /// What an answer is, or why there is none.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -77,6 +79,10 @@ pub trait View {
     fn traffic(&mut self, family: Family, each: &mut dyn FnMut(Traffic)) -> Result<()>;
     /// The pods of this node, by the records of twill-cni.
     fn records(&mut self) -> Result<Vec<Record>>;
+    /// What twill-proxy remembers of a Service, by `NAMESPACE/NAME`.
+    fn saved_service(&mut self, _name: &str) -> Option<Saved> {
+        None
+    }
     /// The inside of a pod; `None` if its namespace is gone.
     fn inside(&mut self, pod: &Record) -> Result<Option<Box<dyn View + '_>>>;
 

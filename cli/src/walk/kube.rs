@@ -39,8 +39,9 @@ pub fn nat(family: Family) -> TableId {
 /// # Errors
 /// The kernel cannot be read.
 pub fn is_mode(view: &mut dyn View, family: Family) -> Result<bool> {
-    let chains = view.chains(&nat(family))?;
-    Ok(chains.iter().any(|chain| **chain == *SERVICES))
+    // It is never empty: its last rule leads to node ports.
+    let rules = view.rules(&nat(family).into(), SERVICES)?;
+    Ok(!rules.is_empty())
 }
 
 /// Where a rule of [`SERVICES`] or [`NODE_PORTS`] leads from: a Service's port, where it is asked for.

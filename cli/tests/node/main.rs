@@ -1,12 +1,14 @@
 //! `trace` on a real kernel: a node with two pods, a peer behind a tunnel and a client outside. The verdict is compared
 //! with a real connection, and each hop that is broken is named, alone, with its remedy.
 
+mod cost;
 mod docs;
 mod doctor;
 mod far;
 mod faults;
 mod objects;
 mod probe;
+mod services;
 mod six;
 mod top;
 mod world;

@@ -85,7 +85,7 @@ fn objects() -> Vec<Value> {
     ]
 }
 
-fn given(objects: &[Value]) -> Given {
+pub(crate) fn given(objects: &[Value]) -> Given {
     let typed = objects.iter().cloned().map(serde_json::from_value);
     Given(typed.collect::<Result<Vec<DynamicObject>, _>>().unwrap())
 }
