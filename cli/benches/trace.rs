@@ -1,6 +1,8 @@
 //! What `twill trace` takes on a node with thousands of Services: time, and memory at most. Prints its figures; in a private
 //! network namespace; needs root.
 
+#![expect(clippy::print_stdout, reason = "the benchmark's result")]
+
 #[path = "../tests/node/services.rs"]
 mod services;
 
