@@ -14,12 +14,14 @@ use crate::upstream::{self, Module, Program};
 const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
 
 /// The folder names of what `kubectl apply -k` takes besides the base.
-pub const OVERLAYS: [&str; 6] = [
+pub const OVERLAYS: [&str; 8] = [
     "dual-stack",
     "flannel-migration",
     "host-gw",
     "iptables",
+    "k3s",
     "monitoring",
+    "rke2",
     "with-kube-proxy",
 ];
 

@@ -78,10 +78,12 @@ fn it_has_no_fault_that_helm_knows() {
 #[test]
 fn it_is_the_base_and_by_its_values_the_overlays() {
     assert_eq!(rendered(&[]), by_name(manifests::all().unwrap()));
-    let overlays: [(&str, &[&str]); 4] = [
+    let overlays: [(&str, &[&str]); 6] = [
         ("dual-stack", &["podCidrv6=fd00:10:244::/56"]),
         ("host-gw", &["flannel.backend=host-gw"]),
         ("iptables", &["proxy.mode=iptables"]),
+        ("k3s", &["kubeletConfigDir=/var/lib/rancher/k3s/agent"]),
+        ("rke2", &["kubeletConfigDir=/var/lib/rancher/rke2/agent"]),
         ("with-kube-proxy", &["proxy.enabled=false"]),
     ];
     for (overlay, values) in overlays {

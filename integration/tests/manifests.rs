@@ -104,6 +104,28 @@ fn iptables_come_in_an_image_of_their_own() {
     assert_eq!(changes("iptables"), expected);
 }
 
+/// The daemons look there under the name that the file has.
+#[test]
+fn kubelets_of_k3s_and_rke2_have_their_kubeconfig_elsewhere() {
+    for name in ["k3s", "rke2"] {
+        let path = |daemon: &str| {
+            format!(
+                "DaemonSet kube-system {daemon}/spec/template/spec/volumes/kubernetes/hostPath/path"
+            )
+        };
+        let expected: Vec<String> = ["flanneld", "twill-proxy"]
+            .into_iter()
+            .flat_map(|daemon| {
+                [
+                    format!("- {}: \"/etc/kubernetes\"", path(daemon)),
+                    format!("+ {}: \"/var/lib/rancher/{name}/agent\"", path(daemon)),
+                ]
+            })
+            .collect();
+        assert_eq!(changes(name), expected);
+    }
+}
+
 #[test]
 fn a_migration_goes_by_the_label_of_a_node() {
     let selected = ["flanneld", "twill-proxy"].map(|name| {

@@ -54,8 +54,12 @@ pub fn find(options: &Options) -> Result<Found, Error> {
         explicit(options, path)?
     } else if let Some(server) = &options.server {
         address(options, Origin::Flag, server)?
-    } else if options.kubelet_kubeconfig.exists() {
-        kubelet(options, &options.kubelet_kubeconfig)?
+    } else if let Some(path) = options
+        .kubelet_kubeconfigs
+        .iter()
+        .find(|path| path.exists())
+    {
+        kubelet(options, path)?
     } else if let Some((host, port)) = &options.in_cluster {
         let host = if host.contains(':') {
             format!("[{host}]")
@@ -69,7 +73,7 @@ pub fn find(options: &Options) -> Result<Found, Error> {
         )?
     } else {
         return Err(Error::NotFound {
-            kubelet: options.kubelet_kubeconfig.clone(),
+            kubelet: options.kubelet_kubeconfigs.clone(),
         });
     };
     if let Ok(agent) = options.user_agent.parse() {
@@ -191,7 +195,9 @@ mod tests {
             let options = Options {
                 server: None,
                 kubeconfig: None,
-                kubelet_kubeconfig: dir.path().join("kubelet.conf"),
+                kubelet_kubeconfigs: ["kubelet.conf", "k3s/kubelet.kubeconfig"]
+                    .map(|name| dir.path().join(name))
+                    .into(),
                 service_account: dir.path().into(),
                 in_cluster: Some(("10.96.0.1".into(), "443".into())),
                 user_agent: "test/1".into(),
@@ -255,6 +261,19 @@ mod tests {
             found.config.auth_info.token.is_some(),
             "an explicit kubeconfig brings its own identity"
         );
+    }
+
+    #[test]
+    fn a_kubelets_kubeconfig_is_found_where_k3s_has_it_unless_kubeadm_made_the_node() {
+        let node = Node::new();
+        std::fs::create_dir(node.dir.path().join("k3s")).unwrap();
+        let k3s = node.kubeconfig("k3s/kubelet.kubeconfig", "https://127.0.0.1:6444", "");
+        let found = node.find();
+        assert_eq!(found.origin, Origin::Kubelet(k3s));
+        assert_eq!(found.config.cluster_url, "https://127.0.0.1:6444/");
+
+        let kubeadm = node.kubeconfig("kubelet.conf", "https://cp.example:6443", "");
+        assert_eq!(node.find().origin, Origin::Kubelet(kubeadm));
     }
 
     #[test]

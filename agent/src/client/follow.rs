@@ -114,7 +114,7 @@ mod tests {
         let path = dir.path().join("kubelet.conf");
         kubelet_conf(&path, one);
         let options = Options {
-            kubelet_kubeconfig: path.clone(),
+            kubelet_kubeconfigs: vec![path.clone()],
             in_cluster: None,
             ..Options::new("test/1")
         };

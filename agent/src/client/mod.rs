@@ -13,8 +13,14 @@ use kube::{Client, config::KubeconfigError};
 
 pub use find::{Found, Origin, find};
 
-/// Where a kubelet's kubeconfig lies on nodes that kubeadm or kind made.
-pub const KUBELET_KUBECONFIG: &str = "/etc/kubernetes/kubelet.conf";
+/// Where a kubelet's kubeconfig lies: on nodes of kubeadm's (and kind's), of k3s and RKE2; of the latter two in a pod,
+/// where their folder is mounted in the place of kubeadm's, and on the node itself.
+pub const KUBELET_KUBECONFIGS: [&str; 4] = [
+    "/etc/kubernetes/kubelet.conf",
+    "/etc/kubernetes/kubelet.kubeconfig",
+    "/var/lib/rancher/k3s/agent/kubelet.kubeconfig",
+    "/var/lib/rancher/rke2/agent/kubelet.kubeconfig",
+];
 /// Where a pod finds the token and CA of its ServiceAccount.
 pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -25,8 +31,8 @@ pub struct Options {
     pub server: Option<String>,
     /// A kubeconfig, given explicitly: address, CA and identity.
     pub kubeconfig: Option<PathBuf>,
-    /// The kubelet's kubeconfig on this node: address and CA only.
-    pub kubelet_kubeconfig: PathBuf,
+    /// Where the kubelet's kubeconfig may lie on this node; the first that is there counts, for address and CA only.
+    pub kubelet_kubeconfigs: Vec<PathBuf>,
     /// The folder with `token` and `ca.crt`.
     pub service_account: PathBuf,
     /// `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT`.
@@ -43,7 +49,7 @@ impl Options {
         Self {
             server: None,
             kubeconfig: None,
-            kubelet_kubeconfig: KUBELET_KUBECONFIG.into(),
+            kubelet_kubeconfigs: KUBELET_KUBECONFIGS.map(PathBuf::from).into(),
             service_account: SERVICE_ACCOUNT.into(),
             in_cluster: var("KUBERNETES_SERVICE_HOST").zip(var("KUBERNETES_SERVICE_PORT")),
             user_agent: user_agent.into(),
@@ -56,12 +62,12 @@ impl Options {
 pub enum Error {
     /// No way to the API server was found.
     #[error(
-        "no API server known: no explicit address or kubeconfig given, {kubelet} does not exist, and \
-         KUBERNETES_SERVICE_HOST and _PORT are not set; give the address by flag"
+        "no API server known: no explicit address or kubeconfig given, the kubelet has no kubeconfig at {}, and \
+         KUBERNETES_SERVICE_HOST and _PORT are not set; give the address by flag", listed(.kubelet)
     )]
     NotFound {
-        /// The kubelet's kubeconfig that was looked for.
-        kubelet: PathBuf,
+        /// Where the kubelet's kubeconfig was looked for.
+        kubelet: Vec<PathBuf>,
     },
     /// The address is no URL.
     #[error(
@@ -105,6 +111,11 @@ pub enum Error {
         /// What is wrong.
         source: Box<kube::Error>,
     },
+}
+
+fn listed(paths: &[PathBuf]) -> String {
+    let paths: Vec<_> = paths.iter().map(|path| path.to_string_lossy()).collect();
+    paths.join(" or ")
 }
 
 /// Finds the API server, logs which way was taken, and returns a client. The client follows the files it was made

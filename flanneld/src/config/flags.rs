@@ -29,9 +29,9 @@ pub struct Flags {
     /// kubeconfig to use, with its identity
     #[arg(long, env = "FLANNELD_KUBECONFIG_FILE", value_name = "FILE")]
     pub kubeconfig_file: Option<PathBuf>,
-    /// The kubelet's kubeconfig, read for the API server's address and CA only
-    #[arg(long, env = "FLANNELD_KUBELET_KUBECONFIG", value_name = "FILE", default_value = client::KUBELET_KUBECONFIG)]
-    pub kubelet_kubeconfig: PathBuf,
+    /// The kubelet's kubeconfig, read for the API server's address and CA only; the first that is there is taken
+    #[arg(long, env = "FLANNELD_KUBELET_KUBECONFIG", value_name = "FILE", default_values = client::KUBELET_KUBECONFIGS)]
+    pub kubelet_kubeconfig: Vec<PathBuf>,
     /// Folder with the ServiceAccount's token and ca.crt
     #[arg(long, env = "FLANNELD_SERVICE_ACCOUNT_DIR", value_name = "DIR", default_value = client::SERVICE_ACCOUNT)]
     pub service_account_dir: PathBuf,

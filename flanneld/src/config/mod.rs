@@ -190,7 +190,7 @@ impl Config {
             client: client::Options {
                 server: flags.kube_api_url.clone(),
                 kubeconfig: flags.kubeconfig_file.clone(),
-                kubelet_kubeconfig: flags.kubelet_kubeconfig.clone(),
+                kubelet_kubeconfigs: flags.kubelet_kubeconfig.clone(),
                 service_account: flags.service_account_dir.clone(),
                 ..client::Options::new(concat!("flanneld/", env!("CARGO_PKG_VERSION")))
             },
