@@ -1,6 +1,6 @@
 //! A cluster that nobody here wrote: kubelet, containerd and systemd of a kind cluster, and `manifests/` as a user applies
 //! them. `smoke` is an installation's whole way, `events` what happens to nodes and pods afterwards, `migration` the way
-//! from flannel and kube-proxy.
+//! from flannel and kube-proxy, `overlays` and `release` other ways of installing.
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ mod events;
 mod load;
 mod migration;
 mod overlays;
+mod release;
 mod smoke;
 mod units;
 
@@ -56,6 +57,11 @@ fn install(cluster: &Cluster, manifests: &str) {
         "  from `kubectl apply` to all nodes Ready: {:.1} s",
         start.elapsed().as_secs_f64()
     );
+    hello(cluster);
+}
+
+/// hello-world, and a client on each node.
+fn hello(cluster: &Cluster) {
     pods_ready(cluster, "kube-system");
     cluster
         .kubectl(&format!("apply -f {KIND}/hello.yaml"))

@@ -21,12 +21,14 @@ fn cache() -> std::path::PathBuf {
     flannel.parent().unwrap().to_owned()
 }
 
-/// flannel and kube-proxy, and the plugins that they come with.
-fn install_upstream(cluster: &Cluster) {
-    let built = |module, program: Program| {
-        let folder = assets(module, &[program], Progress::shown()).unwrap();
-        folder.join(program.name()).to_str().unwrap().to_owned()
-    };
+/// The path of a program that is built once.
+pub(crate) fn built(module: Module, program: Program) -> String {
+    let folder = assets(module, &[program], Progress::shown()).unwrap();
+    folder.join(program.name()).to_str().unwrap().to_owned()
+}
+
+/// The image of flannel and kube-proxy, on all nodes.
+pub(crate) fn load_upstream(cluster: &Cluster) {
     let image = Command::new(format!("{KIND}/upstream"))
         .arg(cache())
         .arg(built(Module::Flannel, Program::Flannel))
@@ -37,7 +39,21 @@ fn install_upstream(cluster: &Cluster) {
     cluster
         .load(String::from_utf8_lossy(&image.stdout).trim())
         .unwrap();
+}
 
+/// Applies a manifest of upstream's programs, which are told where the API server is.
+pub(crate) fn apply_upstream(cluster: &Cluster, name: &str) {
+    let server = &addresses(cluster, NODES[0])[0];
+    cluster
+        .shell(&format!(
+            "sed s/API_SERVER/{server}/ {KIND}/{name}.yaml | kubectl apply -f -"
+        ))
+        .unwrap();
+}
+
+/// flannel and kube-proxy, and the plugins that they come with.
+pub(crate) fn install_upstream(cluster: &Cluster) {
+    load_upstream(cluster);
     let list = r#"{"name": "cbr0", "cniVersion": "0.3.1", "plugins": [{"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}}, {"type": "portmap", "capabilities": {"portMappings": true}}]}"#;
     let plugins = [Program::Bridge, Program::HostLocal, Program::Portmap]
         .map(|program| built(Module::CniPlugins, program));
@@ -57,16 +73,13 @@ fn install_upstream(cluster: &Cluster) {
             .shell(&format!("docker exec {node} bash -c '{write}' '{list}'"))
             .unwrap();
     }
-    let server = &addresses(cluster, NODES[0])[0];
-    cluster
-        .shell(&format!(
-            "sed s/API_SERVER/{server}/ {KIND}/flannel.yaml | kubectl apply -f -"
-        ))
-        .unwrap();
+    for name in ["flannel", "kube-proxy"] {
+        apply_upstream(cluster, name);
+    }
 }
 
 /// Waits until the pods of these names (as far as the pods' own) on a node are these, all Ready.
-fn daemons(cluster: &Cluster, node: &str, expected: &[&str]) {
+pub(crate) fn daemons(cluster: &Cluster, node: &str, expected: &[&str]) {
     let question = format!(
         "kubectl get pods -A --field-selector spec.nodeName={node} --no-headers -o custom-columns=N:.metadata.name,R:'.status.conditions[?(@.type==\"Ready\")].status' | grep -E '^(flanneld|kube-flannel-ds|kube-proxy|twill)-' | sort"
     );
@@ -107,7 +120,7 @@ fn pod_ip(cluster: &Cluster, node: &str) -> String {
     cluster.kubectl(&question).unwrap()
 }
 
-fn label(cluster: &Cluster, node: &str, value: &str) {
+pub(crate) fn label(cluster: &Cluster, node: &str, value: &str) {
     cluster
         .kubectl(&format!("label --overwrite node {node} {LABEL}{value}"))
         .unwrap();
