@@ -11,7 +11,10 @@ use kube::{
     Client,
     runtime::events::{Event, EventType, Recorder as Sender, Reporter},
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
 
 /// How many notices wait for the API server; more are dropped.
 const QUEUE: usize = 64;
@@ -19,6 +22,9 @@ const QUEUE: usize = 64;
 /// How many Events go out in one go, and how long it takes until one more may.
 const BURST: u32 = 32;
 const REFILL: Duration = Duration::from_secs(5);
+
+/// After how long an Event is sent once more, if the API server could not be reached.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The longest note that the API server takes is 1024 bytes (`events.k8s.io/v1`).
 const MAX_NOTE: usize = 1000;
@@ -89,7 +95,16 @@ async fn send_all(sender: Sender, mut queue: mpsc::Receiver<Notice>) {
             );
             continue;
         }
-        let result = sender.publish(&event(&notice), &notice.regarding).await;
+        let event = event(&notice);
+        let mut result = sender.publish(&event, &notice.regarding).await;
+        // What changes a network may break the connection that would tell of it.
+        if result
+            .as_ref()
+            .is_err_and(|error| !matches!(error, kube::Error::Api(_)))
+        {
+            sleep_until(Instant::now() + AGAIN).await;
+            result = sender.publish(&event, &notice.regarding).await;
+        }
         let trouble = result.err().map(|error| crate::client::explain(&error));
         // Once for each kind of trouble: what is lost is a hint, and it is in the log already.
         if trouble != complaint {

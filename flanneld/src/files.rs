@@ -70,6 +70,31 @@ pub fn conflist(subnet_file: &Path) -> String {
     format!("{list:#}\n")
 }
 
+/// The CNI configuration that the runtime takes in place of ours in this folder, if there is one: the first by name. One
+/// that hands pods on to our network, as Multus' does, is no rival.
+#[must_use]
+pub fn rival(folder: &Path) -> Option<PathBuf> {
+    let before_ours = |path: &PathBuf| {
+        let is_read = path.extension().is_some_and(|extension| {
+            ["conf", "conflist", "json"]
+                .iter()
+                .any(|read| extension == *read)
+        });
+        is_read && path.file_name() < Some(names::CONFLIST_FILE.as_ref())
+    };
+    let files = fs::read_dir(folder).ok()?.flatten();
+    let first = files.map(|file| file.path()).filter(before_ours).min()?;
+    let text = fs::read_to_string(&first).unwrap_or_default();
+    let is_handed_on = [
+        names::CNI_TYPE,
+        names::CONFLIST_FILE,
+        &format!("\"{}\"", names::CNI_NETWORK),
+    ]
+    .iter()
+    .any(|ours| text.contains(ours));
+    (!is_handed_on).then_some(first)
+}
+
 /// What [`write`] has found and done.
 #[derive(Debug, Default)]
 pub struct Written {
@@ -121,4 +146,41 @@ fn ensure(path: &Path, text: &str, written: &mut Vec<PathBuf>) -> Result<Option<
         .map_err(|error| Error::Write { error })?;
     written.push(path.into());
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_before_ours_is_a_rival_unless_it_hands_pods_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            atomic_file::replace(folder.path().join(name), text.as_bytes(), 0o644).unwrap();
+        };
+        assert_eq!(rival(&folder.path().join("nowhere")), None);
+        write(names::CONFLIST_FILE, "{}");
+        for after_ours in [
+            "10-kindnet.conflist",
+            "87-podman-bridge.conflist",
+            "100-crio-bridge.conf",
+        ] {
+            write(after_ours, "{}");
+        }
+        write("05-old.conflist.disabled", "{}");
+        assert_eq!(rival(folder.path()), None);
+        write("05-cilium.conflist", r#"{"name": "cilium"}"#);
+        assert_eq!(
+            rival(folder.path()),
+            Some(folder.path().join("05-cilium.conflist"))
+        );
+        for delegate in [
+            r#"{"type": "multus", "clusterNetwork": "cbr0"}"#,
+            r#"{"type": "multus", "delegates": [{"name": "x", "plugins": [{"type": "twill-cni"}]}]}"#,
+            r#"{"type": "multus", "clusterNetwork": "/host/etc/cni/net.d/10-flannel.conflist"}"#,
+        ] {
+            write("00-multus.conf", delegate);
+            assert_eq!(rival(folder.path()), None, "{delegate}");
+        }
+    }
 }

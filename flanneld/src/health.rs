@@ -18,15 +18,18 @@ pub enum Part {
     Files,
     /// Our Node says where we are, so that other nodes can know.
     Published,
+    /// Nothing else is in the pods' way: another network's CNI configuration, or Services in the pods' range.
+    Alone,
 }
 
 impl Part {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Listed,
         Self::Subnet,
         Self::Kernel,
         Self::Files,
         Self::Published,
+        Self::Alone,
     ];
 
     fn missing(self) -> &'static str {
@@ -36,6 +39,7 @@ impl Part {
             Self::Kernel => "the kernel does not hold all that is desired",
             Self::Files => "subnet.env is not written yet",
             Self::Published => "our Node does not tell the others yet where we are",
+            Self::Alone => "another network is in the way: see the log and the Events of the Node",
         }
     }
 }
@@ -93,7 +97,8 @@ mod tests {
     #[test]
     fn ready_is_when_every_part_is_there_and_else_it_says_what_is_missing() {
         let (health, parts) = Health::new();
-        for part in [Part::Listed, Part::Subnet, Part::Kernel, Part::Published] {
+        let others = Part::ALL.into_iter().filter(|part| *part != Part::Files);
+        for part in others {
             health.set(part, true);
         }
         assert_eq!(

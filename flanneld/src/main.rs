@@ -36,6 +36,9 @@ fn start(flags: &Flags) -> anyhow::Result<()> {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    if let Some(warning) = hostnet::kernel::too_old(&hostnet::kernel::release()) {
+        tracing::warn!("{warning}");
+    }
     let (node, backend) = (&config.node_name, config.net.backend.name());
     tracing::info!(
         version = agent::metrics::VERSION,

@@ -1,8 +1,9 @@
 //! What becomes an Event: the things that somebody has to do something about. Pure.
 
-use std::sync::Arc;
+use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
 use agent::events::{Notice, node};
+use hostnet::vocab::{Subnet, names};
 use k8s_openapi::api::core::v1::ObjectReference;
 
 use crate::{
@@ -20,6 +21,10 @@ pub fn claim(error: &Error, own: &ObjectReference, other: Option<&ObjectReferenc
         Error::Outside { .. } | Error::LacksFamily { .. } | Error::Reserved { .. } => {
             "SubnetUnusable"
         }
+        Error::Api {
+            source: kube::Error::Api(status),
+            ..
+        } if status.is_forbidden() => "MissingPermission",
         _ => return Vec::new(),
     };
     let notice = |regarding: &ObjectReference, related: Option<&ObjectReference>| Notice {
@@ -101,6 +106,70 @@ pub fn misconfigured(error: &str, own: &ObjectReference) -> Notice {
         reason: "InvalidConfiguration",
         action: "ReadConfiguration",
         note: format!("the last good configuration stays in force: {error}"),
+        regarding: own.clone(),
+        related: None,
+    }
+}
+
+/// About a pod network that is not there, or no longer mended.
+#[must_use]
+pub fn not_as_desired(error: &str, own: &ObjectReference) -> Notice {
+    Notice {
+        warning: true,
+        reason: "NetworkNotProgrammed",
+        action: "ProgramNetwork",
+        note: error.to_owned(),
+        regarding: own.clone(),
+        related: None,
+    }
+}
+
+/// Another network where ours should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rival {
+    /// A CNI configuration that the runtime takes in place of ours.
+    Conflist(PathBuf),
+    /// Services have addresses among the pods'.
+    Services {
+        /// That of the Service `kubernetes`.
+        ip: IpAddr,
+        /// The pods' network.
+        network: Subnet,
+    },
+}
+
+impl fmt::Display for Rival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Conflist(path) => write!(
+                f,
+                "{} comes before {}, so that the container runtime makes pods by it, and not by Twill: remove it, with what \
+                 writes it, or have it hand pods on to the network {}",
+                path.display(),
+                names::CONFLIST_FILE,
+                names::CNI_NETWORK
+            ),
+            Self::Services { ip, network } => write!(
+                f,
+                "the Service kubernetes has the address {ip} (KUBERNETES_SERVICE_HOST), which is inside the pods' Network \
+                 {network}: a pod may get an address that is a Service's; give Network in net-conf.json a range that \
+                 neither nodes nor Services have"
+            ),
+        }
+    }
+}
+
+/// About another network in the way of ours.
+#[must_use]
+pub fn in_the_way(rival: &Rival, own: &ObjectReference) -> Notice {
+    Notice {
+        warning: true,
+        reason: match rival {
+            Rival::Conflist(_) => "OtherNetworkFirst",
+            Rival::Services { .. } => "NetworkCollision",
+        },
+        action: "ReadConfiguration",
+        note: rival.to_string(),
         regarding: own.clone(),
         related: None,
     }

@@ -14,6 +14,7 @@ use cni_plugin::{
     error::CniError,
     rebuild::{self, Node},
     record::{self, Records},
+    verbs::orphans,
 };
 use hostnet::{
     netlink::{Event, Link, Object, link::BridgePort},
@@ -61,7 +62,7 @@ pub enum Error {
     /// A record cannot be read.
     #[error(transparent)]
     Record(#[from] record::RecordError),
-    /// Not all could be put back.
+    /// Not all could be put back, or taken down.
     #[error("{}: {}", .0.msg, .0.details)]
     Mend(CniError),
 }
@@ -165,5 +166,20 @@ impl Pods {
             .collect();
         self.is_doubtful = false;
         Ok(done)
+    }
+
+    /// Takes down what the runtime has forgotten: attachments whose container is gone. Returns whose they were.
+    ///
+    /// # Errors
+    /// See [`Error`]; what could be done is done.
+    pub fn take_down_orphans(&self, host: &mut Host) -> Result<Vec<String>, Error> {
+        orphans::take_down(
+            &mut host.rtnl,
+            &mut host.nft,
+            &self.records,
+            names::IPAM_DIR.as_ref(),
+            names::NETNS_DIR.as_ref(),
+        )
+        .map_err(Error::Mend)
     }
 }

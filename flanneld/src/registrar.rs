@@ -315,7 +315,11 @@ impl Registrar {
     /// Tells of trouble where a user of the cluster looks.
     async fn tell(&self, error: &Error) {
         let reference = |node: NodeObject| events::node(node.name(), node.uid());
-        let get = async |name: &str| Some(reference(self.nodes.get_opt(name).await.ok()??));
+        let get = async |name: &str| match self.nodes.get_opt(name).await {
+            Ok(node) => node.map(reference),
+            // Who may not read a Node may be allowed to write an Event about it.
+            Err(_) => Some(events::node(name, "")),
+        };
         let Some(own) = get(&self.config.node_name).await else {
             return;
         };

@@ -8,6 +8,7 @@
 pub mod atomic_file;
 pub mod conntrack;
 pub mod dirwatch;
+pub mod kernel;
 pub mod lock;
 pub mod memory;
 pub mod netlink;

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use hostnet::netns::NetNs;
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::events::v1::Event;
 use serde_json::json;
 
 use crate::traffic::{self, Greeting, Transport};
@@ -101,4 +102,23 @@ fn wait_for_service(service: &Service, node_port: u16) {
 pub fn ask(who: &str, from: &NetNs, transport: Transport, to: SocketAddr) -> Greeting {
     traffic::ask(from, transport, to)
         .unwrap_or_else(|error| panic!("{transport} from {who} to {to}: {error:#}"))
+}
+
+/// The note of an Event about a Node, once it is there.
+pub fn event(lab: &Lab, node: &str, reason: &str) -> String {
+    let find = || -> Option<String> {
+        let events: Vec<Event> = lab.api().list(Some("default")).unwrap();
+        let is_it = |event: &&Event| {
+            let regarding = event.regarding.as_ref();
+            event.reason.as_deref() == Some(reason)
+                && regarding.and_then(|object| object.name.as_deref()) == Some(node)
+        };
+        events.iter().find(is_it)?.note.clone()
+    };
+    let what = format!("Event {reason} on {node}");
+    let log = || lab.node(node).unwrap().log(Daemon::Flanneld);
+    wait::until(&what, wait::PATIENCE, || {
+        Ok(find().ok_or_else(|| anyhow::anyhow!("it is not there")))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", log()))
 }

@@ -6,12 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use integration::testing::ask;
+use integration::sandbox::{PodName, Sandbox};
+use integration::testing::{ask, event};
 use integration::traffic::{self, Stream, Transport};
 use integration::{Daemon, Lab, Node, Pod, PodSpec, wait};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node as NodeObject;
-use k8s_openapi::api::events::v1::Event;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -155,25 +155,6 @@ fn devices(node: &Node) -> BTreeSet<String> {
             .map(str::to_owned)
     };
     links.lines().filter_map(name).collect()
-}
-
-/// The note of an Event about a Node, once it is there.
-fn event(lab: &Lab, node: &str, reason: &str) -> String {
-    let find = || -> Option<String> {
-        let events: Vec<Event> = lab.api().list(Some("default")).unwrap();
-        let is_it = |event: &&Event| {
-            let regarding = event.regarding.as_ref();
-            event.reason.as_deref() == Some(reason)
-                && regarding.and_then(|object| object.name.as_deref()) == Some(node)
-        };
-        events.iter().find(is_it)?.note.clone()
-    };
-    let what = format!("Event {reason} on {node}");
-    let log = || lab.node(node).unwrap().log(Daemon::Flanneld);
-    wait::until(&what, wait::PATIENCE, || {
-        Ok(find().ok_or_else(|| anyhow::anyhow!("it is not there")))
-    })
-    .unwrap_or_else(|error| panic!("{error:#}\n{}", log()))
 }
 
 #[test]
@@ -711,6 +692,53 @@ fn what_the_plugin_made_for_pods_is_mended_too() {
         "{metrics}"
     );
     machine.write(&record, &text).unwrap();
+}
+
+/// A runtime that loses its memory never calls DEL.
+#[test]
+fn what_a_runtime_forgets_is_taken_down_at_the_next_look() {
+    let (_turn, lab, pods) = cluster();
+    let node = &lab.nodes()[0];
+    let machine = node.machine();
+    let list = |what: &str| machine.run(what).unwrap();
+    let records = "find /var/lib/cni/twill -name *.json";
+    let reserved = "find /var/lib/cni/networks/cbr0 -name *[.:]*";
+    let devices = "ls /sys/class/net";
+    let before = [records, reserved, devices].map(list);
+    let cables = || list("ip -o link show type veth").lines().count();
+    let before_it = cables();
+
+    let name = PodName {
+        namespace: "default".into(),
+        name: "ghost".into(),
+        uid: "ghost".into(),
+    };
+    let mut ghost = Sandbox::new(machine, name).unwrap();
+    ghost.attach(Some(10_000_000)).unwrap();
+    let path = ghost.path();
+    let with_it = [records, reserved].map(list);
+    // A look leaves an attachment alone whose container is there.
+    let look_again = || {
+        node.stop(Daemon::Flanneld, Signal::SIGTERM).unwrap();
+        node.start(Daemon::Flanneld).unwrap();
+        all_know_each_other(lab);
+    };
+    look_again();
+    assert_eq!([records, reserved].map(list), with_it);
+    drop(ghost);
+    let netns = path.file_name().unwrap().to_str().unwrap();
+    machine.run(&format!("ip netns del {netns}")).unwrap();
+    wait_until("the end of the cable", node, || cables() == before_it);
+    look_again();
+    wait_until("what was before", node, || {
+        [records, reserved, devices].map(list) == before
+    });
+    let log = node.log(Daemon::Flanneld);
+    assert!(
+        log.contains("the container is gone") && log.contains("default/ghost"),
+        "{log}"
+    );
+    all_talk(pods);
 }
 
 #[test]

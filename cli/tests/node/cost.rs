@@ -85,7 +85,10 @@ fn what_twill_proxy_remembers_and_the_kernel_does_not_have_is_not_believed() {
     let mut body: serde_json::Value = serde_json::from_str(body).unwrap();
     let state = &mut body["state"];
     state["services"]["default/service-7"]["cluster_ips"][0] = json!(cluster_ip(8));
-    snapshot::write(&file, SUBJECT, "uid", state).unwrap();
+    snapshot::encode(SUBJECT, "uid", state)
+        .unwrap()
+        .write(&file)
+        .unwrap();
     let (told, _) = traced(
         &node,
         &file,

@@ -96,5 +96,8 @@ pub(crate) fn save(file: &Path, services: u32) {
         .collect();
     let saved: Saved = serde_json::from_value(json!({"services": services, "slices": {}})).unwrap();
     let index = Index::restore("here", saved, true);
-    snapshot::write(file, SUBJECT, "uid", &index.saved()).unwrap();
+    snapshot::encode(SUBJECT, "uid", &index.saved())
+        .unwrap()
+        .write(file)
+        .unwrap();
 }

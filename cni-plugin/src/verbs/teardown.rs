@@ -21,7 +21,14 @@ pub(super) struct Teardown<'a> {
     host: &'a mut Rtnl,
     store: Store,
     records: Records,
-    nft: Option<Nft>,
+    nft: Hand<'a>,
+}
+
+/// A hand on nf_tables: one that was lent, or one that is opened when it is needed.
+#[derive(Debug)]
+enum Hand<'a> {
+    Lent(&'a mut Nft),
+    Own(Option<Nft>),
 }
 
 impl<'a> Teardown<'a> {
@@ -30,7 +37,15 @@ impl<'a> Teardown<'a> {
             host,
             store,
             records,
-            nft: None,
+            nft: Hand::Own(None),
+        }
+    }
+
+    /// By this hand on nf_tables, whose changes its owner knows as its own.
+    pub(super) fn with_nft(self, nft: &'a mut Nft) -> Teardown<'a> {
+        Teardown {
+            nft: Hand::Lent(nft),
+            ..self
         }
     }
 
@@ -127,8 +142,9 @@ impl<'a> Teardown<'a> {
 
     pub(super) fn nft(&mut self) -> Result<&mut Nft, CniError> {
         match &mut self.nft {
-            Some(nft) => Ok(nft),
-            none => Ok(none.insert(Nft::open()?)),
+            Hand::Lent(nft) => Ok(nft),
+            Hand::Own(Some(nft)) => Ok(nft),
+            Hand::Own(none) => Ok(none.insert(Nft::open()?)),
         }
     }
 }

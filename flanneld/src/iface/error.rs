@@ -53,7 +53,10 @@ pub enum Unfit {
     #[error("{0} belongs to the pods' network")]
     PodsDevice(IfName),
     /// An address among the pods'.
-    #[error("its address {addr} is inside the pods' network {network}")]
+    #[error(
+        "its address {addr} is inside the pods' network {network}: give Network in net-conf.json a range that neither \
+         nodes nor Services have"
+    )]
     InNetwork {
         /// The address.
         addr: IpAddr,

@@ -268,7 +268,7 @@ fn a_link_that_is_down_or_too_small_or_among_the_pods_is_refused() {
     );
     assert_eq!(
         refused(|node| node.addrs[2] = addr(ETH0, "10.244.7.1/24")),
-        "its address 10.244.7.1 is inside the pods' network 10.244.0.0/16"
+        "its address 10.244.7.1 is inside the pods' network 10.244.0.0/16: give Network in net-conf.json a range that neither nodes nor Services have"
     );
     let mut bare = node();
     bare.addrs.clear();

@@ -15,6 +15,7 @@ mod notice;
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -45,7 +46,7 @@ use crate::{
     index::{Index, LEASES},
     metrics::Counts,
     node::{NodeMessage, NodeObject},
-    notices,
+    notices::{self, Rival},
     peers::Skipped,
     place::announcement,
     pods::Pods,
@@ -66,6 +67,12 @@ const PACE: Options = Options {
 
 /// How many changes of one pass are logged one by one.
 const SHOWN: usize = 20;
+
+/// Trouble that this many passes in a row could not mend is an Event.
+const LASTING: u32 = 3;
+
+/// How often attachments are looked for whose container is gone: at a start, and then daily.
+const ORPHANS_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Runs the daemon until `stop` is cancelled. What is in the kernel, in files and at the API server stays.
 ///
@@ -112,7 +119,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         counts,
         skipped: BTreeMap::new(),
         complaint: None,
+        failed_passes: 0,
+        rivals: Vec::new(),
+        service_host: std::env::var("KUBERNETES_SERVICE_HOST")
+            .ok()
+            .and_then(|host| host.parse().ok()),
         pods_complaint: None,
+        orphans_due: Instant::now(),
         misconfigured: None,
         obstacles: Vec::new(),
         recorder,
@@ -189,7 +202,15 @@ struct Loop {
     /// Nodes that are left out, as last logged.
     skipped: BTreeMap<(Arc<str>, Family), String>,
     complaint: Option<String>,
+    /// How many passes in a row did not reach what is desired.
+    failed_passes: u32,
+    /// Other networks in the way, as last told.
+    rivals: Vec<Rival>,
+    /// The address of the Service `kubernetes`.
+    service_host: Option<IpAddr>,
     pods_complaint: Option<String>,
+    /// When attachments are looked for whose container is gone.
+    orphans_due: Instant,
     /// What is wrong with net-conf.json, while an older one is in force.
     misconfigured: Option<String>,
     /// Who may drop pods' packets, as last told.
@@ -244,6 +265,7 @@ impl Loop {
                 }
                 () = self.keeper.due() => self.keep(false),
                 () = sleep_until_some(self.reconciler.wake_at()) => pacer.mark_full(),
+                () = sleep_until_some(Some(self.orphans_due)) => self.take_down_orphans(),
                 pass = pacer.due() => {
                     if pass == Pass::Full {
                         self.reload();
@@ -399,6 +421,31 @@ impl Loop {
         }
     }
 
+    /// Takes down attachments that the runtime has forgotten.
+    fn take_down_orphans(&mut self) {
+        self.orphans_due = Instant::now() + ORPHANS_EVERY;
+        let Some(pods) = &self.pods else {
+            return;
+        };
+        match pods.take_down_orphans(self.reconciler.host()) {
+            Ok(done) => {
+                for whose in done {
+                    tracing::info!(
+                        whose,
+                        "the container is gone, and nobody said so: took its attachment down"
+                    );
+                }
+            }
+            Err(error) => {
+                let error = agent::chain(&error);
+                tracing::error!(
+                    error,
+                    "attachments of containers that are gone cannot all be taken down"
+                );
+            }
+        }
+    }
+
     /// Brings the network to other nodes to what is desired. Returns whether it is there.
     fn network(&mut self, pass: Pass) -> bool {
         let held = *self.held.borrow_and_update();
@@ -465,9 +512,40 @@ impl Loop {
             self.files
                 .watch_folder_of(&folder.join(names::CONFLIST_FILE));
         }
+        self.look_for_rivals();
         let done = written.is_ok();
         self.complain(written.err().map(|error| error.to_string()));
         done
+    }
+
+    /// Other networks where ours should be are told, and are in the way of being ready, but of nothing else.
+    fn look_for_rivals(&mut self) {
+        let conflist = self.config.cni_conf_dir.as_deref().and_then(files::rival);
+        let services = self.service_host.and_then(|ip| {
+            let mut networks = self.config.net.networks.iter();
+            let (_, network) = networks.find(|(_, network)| network.network.contains(ip))?;
+            Some(Rival::Services {
+                ip,
+                network: network.network,
+            })
+        });
+        let rivals: Vec<Rival> = conflist
+            .map(Rival::Conflist)
+            .into_iter()
+            .chain(services)
+            .collect();
+        for rival in &rivals {
+            if !self.rivals.contains(rival) {
+                tracing::error!("{rival}");
+                self.recorder
+                    .publish(notices::in_the_way(rival, &self.own_reference()));
+            }
+        }
+        if rivals.is_empty() && !self.rivals.is_empty() {
+            tracing::info!("no other network is in the way any more");
+        }
+        self.health.set(Part::Alone, rivals.is_empty());
+        self.rivals = rivals;
     }
 
     fn log(&mut self, report: &Report, took: Duration) {
@@ -531,8 +609,20 @@ impl Loop {
         }
     }
 
-    /// Logs trouble when it begins, changes and ends.
+    /// Logs trouble when it begins, changes and ends. What does not pass by itself at once is an Event, too.
     fn complain(&mut self, trouble: Option<String>) {
+        self.failed_passes = trouble
+            .as_ref()
+            .map_or(0, |_| self.failed_passes.saturating_add(1));
+        if let Some(error) = &trouble
+            && (self.failed_passes == LASTING
+                || self.failed_passes > LASTING && trouble != self.complaint)
+        {
+            let old = hostnet::kernel::too_old(&hostnet::kernel::release());
+            let error = old.map_or_else(|| error.clone(), |old| format!("{error}; {old}"));
+            let notice = notices::not_as_desired(&error, &self.own_reference());
+            self.recorder.publish(notice);
+        }
         if trouble != self.complaint {
             match &trouble {
                 Some(error) => {

@@ -42,6 +42,9 @@ pub const ATTACHMENTS_DIR: &str = "/var/lib/cni/twill";
 /// Where host-local, and so `twill-cni`, keeps its reservations, one directory per network.
 pub const IPAM_DIR: &str = "/var/lib/cni/networks";
 
+/// Where runtimes keep the network namespaces of containers.
+pub const NETNS_DIR: &str = "/run/netns";
+
 /// The directory of the daemons' snapshots.
 pub const STATE_DIR: &str = "/var/lib/twill";
 

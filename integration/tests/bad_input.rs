@@ -1,0 +1,170 @@
+//! What users get wrong: told in the log, by a pod that is not ready, and by an Event with the remedy; and no harm to
+//! other nodes.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use integration::testing::event;
+use integration::traffic::{Stream, Transport};
+use integration::{Daemon, Lab, Node, PodSpec, http, wait};
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::Api;
+use kube::api::PostParams;
+use serde_json::{Value, json};
+
+const NET_CONF: &str = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+
+/// What `/readyz` of flanneld's says.
+fn readyz(node: &Node) -> anyhow::Result<http::Response> {
+    let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 8081));
+    http::get(node.machine().netns(), server, "/readyz")
+}
+
+/// Log, readiness and Event have these words.
+fn told(lab: &Lab, node: &Node, reason: &str, words: &[&str]) {
+    let note = event(lab, node.name(), reason);
+    let log = node.log(Daemon::Flanneld);
+    for word in words {
+        assert!(note.contains(word), "{word} in {note}");
+        assert!(log.contains(word), "{word} in {log}");
+    }
+    assert_eq!(readyz(node).unwrap().status, 503, "{log}");
+}
+
+/// flanneld on a node, with this configuration.
+fn start(lab: &Lab, node: &Node, net_conf: &str) {
+    node.provide(Daemon::Flanneld, lab.control_plane(), net_conf)
+        .unwrap();
+    node.start(Daemon::Flanneld).unwrap();
+}
+
+#[test]
+fn what_users_get_wrong_is_told_and_harms_no_other_node() {
+    let lab = Lab::builder()
+        .node("good-1", &["10.244.1.0/24".parse().unwrap()])
+        .node("good-2", &["10.244.2.0/24".parse().unwrap()])
+        .node("outside-cidr", &["10.77.3.0/24".parse().unwrap()])
+        .node("on-nodes", &[])
+        .node("two-networks", &["10.244.6.0/24".parse().unwrap()])
+        .node("no-rights", &["10.244.7.0/24".parse().unwrap()])
+        .node("on-services", &[])
+        .daemons(&[])
+        .net_conf(NET_CONF)
+        .up()
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let node = |name: &str| lab.node(name).unwrap();
+    let good = ["good-1", "good-2"].map(node);
+    for node in good {
+        start(&lab, node, NET_CONF);
+    }
+    for node in good {
+        node.wait_ready(Daemon::Flanneld).unwrap();
+    }
+    let pods = good.map(|node| {
+        lab.run_pod(PodSpec::new(&format!("pod-{}", node.name()), node.name()))
+            .unwrap()
+    });
+    let mut stream = Stream::start(pods[0].netns(), Transport::Tcp, pods[1].address()).unwrap();
+
+    // spec.podCIDRs that the controller-manager took from elsewhere.
+    let bad = node("outside-cidr");
+    start(&lab, bad, NET_CONF);
+    let words = ["10.77.3.0/24", "10.244.0.0/16", "--cluster-cidr"];
+    told(&lab, bad, "SubnetUnusable", &words);
+
+    // The pods' network is the nodes' own.
+    let bad = node("on-nodes");
+    start(
+        &lab,
+        bad,
+        r#"{"Network": "172.30.0.0/16", "SubnetLen": 24}"#,
+    );
+    let own = bad.ip().to_string();
+    let words = [&own, "172.30.0.0/16", "give Network in net-conf.json"];
+    told(&lab, bad, "NetworkNotProgrammed", &words);
+
+    // It holds the address of the Service `kubernetes`, which the lab has at the control plane's, but not the node's own.
+    let bad = node("on-services");
+    start(
+        &lab,
+        bad,
+        r#"{"Network": "172.30.0.0/28", "SubnetLen": 30}"#,
+    );
+    let words = ["KUBERNETES_SERVICE_HOST", "172.30.0.0/28", "give Network"];
+    told(&lab, bad, "NetworkCollision", &words);
+
+    // The runtime would make pods by another network's configuration.
+    let bad = node("two-networks");
+    let other = "/etc/cni/net.d/05-other.conflist";
+    bad.machine().write(other, r#"{"name": "other"}"#).unwrap();
+    start(&lab, bad, NET_CONF);
+    told(
+        &lab,
+        bad,
+        "OtherNetworkFirst",
+        &[other, "remove it", "cbr0"],
+    );
+    bad.machine().run(&format!("rm {other}")).unwrap();
+    bad.wait_ready(Daemon::Flanneld).unwrap();
+
+    // Its ServiceAccount may write Events, and nothing else.
+    let bad = node("no-rights");
+    let token = powerless(&lab);
+    bad.provide(Daemon::Flanneld, lab.control_plane(), NET_CONF)
+        .unwrap();
+    let account = "/var/lib/kubelet/accounts/flanneld/token";
+    bad.machine().write(account, &token).unwrap();
+    bad.start(Daemon::Flanneld).unwrap();
+    let words = ["missing permission", "nodes", "apply the RBAC"];
+    told(&lab, bad, "MissingPermission", &words);
+
+    stream.wait_for(50, wait::PATIENCE).unwrap();
+    let report = stream.finish().unwrap();
+    assert!(report.lost.is_empty(), "{report:?}");
+    for node in good {
+        assert_eq!(readyz(node).unwrap().status, 200, "{}", node.name());
+    }
+}
+
+/// The token of an account that may write Events.
+fn powerless(lab: &Lab) -> String {
+    let (namespace, name) = ("kube-system", "powerless");
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": name, "namespace": namespace}});
+    let rbac = "rbac.authorization.k8s.io";
+    let role = json!({"apiVersion": format!("{rbac}/v1"), "kind": "Role",
+        "metadata": {"name": name, "namespace": "default"},
+        "rules": [{"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]}]});
+    let binding: Value = json!({"apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding",
+        "metadata": {"name": name, "namespace": "default"},
+        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}]});
+    for object in [account, role, binding] {
+        lab.api().apply(&object).unwrap();
+    }
+    let answer = lab.api().call(async move |client| {
+        let api = Api::<ServiceAccount>::namespaced(client, namespace);
+        let request = TokenRequest::default();
+        api.create_token_request(name, &PostParams::default(), &request)
+            .await
+    });
+    answer.unwrap().status.unwrap().token
+}
+
+#[test]
+fn an_old_kernel_is_named_at_the_start() {
+    let lab = Lab::builder().node("old", &[]).daemons(&[]).up().unwrap();
+    let output = lab.nodes()[0]
+        .machine()
+        .command("sh")
+        .args([
+            "-c",
+            "echo '{\"Network\": \"10.244.0.0/16\"}' >/tmp/net-conf.json; exec setarch --uname-2.6 $0/flanneld --node-name=old --net-config-path=/tmp/net-conf.json --kube-api-url=none",
+            integration::machine::root::BINARIES,
+        ])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("this is Linux 2.6."), "{said}");
+    assert!(said.contains("5.13 or later is needed"), "{said}");
+}
