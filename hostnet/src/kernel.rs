@@ -1,32 +1,32 @@
 //! Which kernel this is, and whether it can do what is asked of it.
 
-use std::ffi::CStr;
-
 /// The oldest that has all that Twill programs: concatenations with ranges, `typeof` maps, sets with timeouts per
 /// element, links made straight in another namespace.
 pub const OLDEST: (u32, u32) = (5, 13);
 
-/// Its release, as uname(1) tells it.
+/// Its release, as uname(1) tells it; empty where it does not.
 #[must_use]
-#[expect(unsafe_code, reason = "uname(2) fills a struct of C")]
 pub fn release() -> String {
-    // SAFETY: all zeroes is a utsname, of empty texts; uname(2) writes nothing but what fits, with a zero at the end.
-    let release = unsafe {
-        let mut name: libc::utsname = std::mem::zeroed();
-        libc::uname(&raw mut name);
-        CStr::from_ptr(name.release.as_ptr()).to_owned()
-    };
-    release.to_string_lossy().into_owned()
+    let name = nix::sys::utsname::uname();
+    name.map_or_else(
+        |_| String::new(),
+        |name| name.release().to_string_lossy().into_owned(),
+    )
+}
+
+/// The first two numbers of a release: by them kernels are told apart.
+#[must_use]
+pub fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next()?.parse().ok();
+    Some((number()?, number()?))
 }
 
 /// What to tell of a kernel that is too old. Distributors backport much, so it may work all the same.
 #[must_use]
 pub fn too_old(release: &str) -> Option<String> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    let mut number = || numbers.next()?.parse::<u32>().ok();
-    let version = (number()?, number()?);
     let (major, minor) = OLDEST;
-    (version < OLDEST).then(|| {
+    (version(release)? < OLDEST).then(|| {
         format!("this is Linux {release}, and {major}.{minor} or later is needed: update the node's kernel")
     })
 }

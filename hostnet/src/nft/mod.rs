@@ -56,6 +56,7 @@ pub use set::{Data, DataType, Element, Set, SetDecl};
 pub use table::{Base, Chain, ChainKind, Hook, Policy, Table, TableId};
 pub use types::{BitNames, Datum, FieldType, Key, KeyType, Name, Proto};
 
+use crate::kernel;
 use crate::nfnetlink::Socket;
 
 /// How often reading a table, or converging on one, is tried when others change the ruleset meanwhile.
@@ -93,11 +94,7 @@ impl Nft {
 
     /// Whether the kernel can give sets room for more elements than they were made with: since Linux 6.5.
     pub fn resizes_sets(&self) -> bool {
-        let release = nix::sys::utsname::uname();
-        release
-            .ok()
-            .and_then(|uname| version(uname.release().to_str()?))
-            .is_some_and(|version| version >= (6, 5))
+        kernel::version(&kernel::release()).is_some_and(|version| version >= (6, 5))
     }
 
     /// How many bytes the kernel has answered questions with so far: what they cost, whatever the clock says.
@@ -201,23 +198,5 @@ impl Nft {
             }
         }
         Ok(())
-    }
-}
-
-/// Major and minor version of a kernel's release, `6.1.0-56-amd64`.
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    let mut next = || numbers.next()?.parse().ok();
-    Some((next()?, next()?))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn kernels_are_told_apart() {
-        assert_eq!(super::version("6.1.0-56-amd64"), Some((6, 1)));
-        assert_eq!(super::version("6.18"), Some((6, 18)));
-        assert_eq!(super::version("5.14.0-570.el9.x86_64"), Some((5, 14)));
-        assert_eq!(super::version("6-rc1"), None);
     }
 }

@@ -43,7 +43,7 @@ fn every_element_is_found_by_its_key_and_no_other() {
         for (name, chain) in &table.chains {
             assert_eq!(space.nft.rules(&id, name).unwrap(), chain.rules);
         }
-        assert_eq!(space.nft.all_tables().unwrap(), [id.clone()]);
+        assert_eq!(space.nft.all_tables().unwrap(), std::slice::from_ref(&id));
         let contents = space.nft.contents(&id).unwrap();
         let told = serde_json::to_string(&contents).unwrap();
         assert_eq!(serde_json::from_str::<Contents>(&told).unwrap(), contents);
@@ -86,7 +86,7 @@ fn tables_of_family_inet_are_read_too() {
     };
     assert!(find(&mut space, [192, 0, 2, 9]));
     assert!(!find(&mut space, [192, 0, 2, 8]));
-    assert_eq!(space.nft.all_tables().unwrap(), [table.clone()]);
+    assert_eq!(space.nft.all_tables().unwrap(), std::slice::from_ref(table));
     let contents = space.nft.contents(table).unwrap();
     assert_eq!(
         (contents.chains.len(), contents.sets[0].elements.len()),
