@@ -17,7 +17,7 @@ mod slice;
 mod tests;
 
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -82,7 +82,7 @@ pub enum Update {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
     /// Services that came, went, or changed, or whose slices did.
-    pub services: BTreeSet<ObjectName>,
+    pub services: HashSet<ObjectName>,
     /// This Node or the service networks changed, and with them possibly every Service.
     pub node: bool,
     /// When the changes to slices were made that are among them, and of which family the slices are.

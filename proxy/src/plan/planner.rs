@@ -140,7 +140,6 @@ impl Planner {
                 self.want(index, name, &mut affected);
             }
         }
-        // Nearly so already.
         affected.sort();
         affected.dedup();
         for (family, key) in affected {
