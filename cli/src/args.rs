@@ -14,13 +14,14 @@ use hostnet::vocab::{Family, names};
 use serde::Serialize;
 
 use crate::doctor::{Findings, Host, Severity, examine};
+use crate::dump::{self, ByDumps, Dump};
 use crate::fix::Fix;
 use crate::kernel::Kernel;
 use crate::objects::{ApiServer, Cluster, Wanted};
 use crate::onward::{self, ByCommand, FromHere};
 use crate::pods::{PodTable, pods};
 use crate::probe;
-use crate::report::Arrival;
+use crate::report::{Arrival, Trace};
 use crate::saved;
 use crate::status::{NodeStatus, StatusTable, status};
 use crate::target::{From, To};
@@ -85,6 +86,7 @@ enum Command {
     Top(TopArgs),
     Status(StatusArgs),
     Doctor(DoctorArgs),
+    SupportDump(SupportDumpArgs),
     Completion(CompletionArgs),
     Man(ManArgs),
 }
@@ -132,6 +134,9 @@ struct TopArgs {
     once: bool,
 }
 
+/// Where container runtimes look for CNI configurations.
+const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+
 /// How often `top` shows anew.
 const REFRESH: Duration = Duration::from_secs(2);
 
@@ -156,11 +161,30 @@ struct StatusArgs {
 #[derive(Debug, clap::Args)]
 struct DoctorArgs {
     /// Where the container runtime looks for CNI configurations
-    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    #[arg(long, value_name = "DIR", default_value = CNI_CONF_DIR)]
     cni_conf_dir: PathBuf,
     /// Do what the daemons would do: switches, devices that are down, the bridge's address
     #[arg(long)]
     fix: bool,
+}
+
+/// Writes all that can be known of this node and its cluster into one archive, for somebody who cannot be here
+///
+/// In it: the kernel's state that packets meet, the insides of pods as far as packets meet them, what twill-cni, flanneld
+/// and twill-proxy keep on disk, and of all nodes, where they can be reached, the daemons' metrics, health and logs. Of
+/// Services, EndpointSlices, Nodes, Leases of subnets, ServiceCIDRs and Pods only the fields by which packets go: no
+/// Secret or ConfigMap, no environment, argument or volume of a pod. What cannot be seen is named in it.
+///
+/// `twill trace --from-dump FILE` follows packets in it; `tar xOf FILE objects.json | twill-proxy render --objects -`
+/// prints the rules that its objects make.
+#[derive(Debug, clap::Args)]
+struct SupportDumpArgs {
+    /// The archive
+    #[arg(value_name = "FILE", default_value = "twill-support-dump.tar.gz")]
+    file: PathBuf,
+    /// Where the container runtime looks for CNI configurations
+    #[arg(long, value_name = "DIR", default_value = CNI_CONF_DIR)]
+    cni_conf_dir: PathBuf,
 }
 
 /// Lists the pods of this node: address, veth, bridge port, host ports, what they have sent and received
@@ -204,6 +228,9 @@ struct TraceArgs {
     /// IPv6, where names leave it open
     #[arg(short = '6')]
     v6: bool,
+    /// Follow it in what `twill support-dump` wrote on a node, not in this machine's kernel; once more for each further node
+    #[arg(long, value_name = "FILE")]
+    from_dump: Vec<PathBuf>,
 }
 
 /// Runs the command; what it prints goes into `out`. Returns the exit status.
@@ -224,11 +251,36 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
                 .with_context(|| format!("cannot write to {}", how.dir.display()))?;
             return Ok(0);
         }
+        Command::Trace(how) if !how.from_dump.is_empty() => {
+            let dumps: anyhow::Result<_> =
+                how.from_dump.iter().map(|path| Dump::read(path)).collect();
+            return trace_in(dumps?, how, args.output, out);
+        }
         _ => {}
     }
     let mut kernel = here(args)?;
     match &args.command {
         Command::Completion(_) | Command::Man(_) => Ok(0),
+        Command::SupportDump(how) => {
+            let server = server(args)?;
+            let reach = reach(args, server.clone(), &mut kernel)?;
+            let (archive, missing) = dump::take(dump::From {
+                networks: networks(&args.subnet_file)?,
+                view: &mut kernel,
+                server: server.as_ref(),
+                reach: &reach,
+                files: dump::files_of(&args.subnet_file, &how.cni_conf_dir, &args.snapshot_dir),
+            })?;
+            archive.write(&how.file)?;
+            *out += &format!("{}\n", how.file.display());
+            for (name, size) in archive.files() {
+                *out += &format!("{size:>10}  {name}\n");
+            }
+            for what in missing {
+                *out += &format!("not seen: {what}\n");
+            }
+            Ok(0)
+        }
         Command::Trace(how) => {
             let question = how.question();
             let networks = networks(&args.subnet_file)?;
@@ -240,8 +292,7 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
                 Some(_) => onward::follow(&reach, question.proto, near),
                 None => near,
             };
-            *out += &args.output.show(&trace, &trace)?;
-            Ok(u8::from(trace.arrives != Arrival::Yes))
+            told(&trace, args.output, out)
         }
         Command::Probe(how) => {
             let peers = probe::peers(&mut kernel)?;
@@ -331,6 +382,36 @@ fn server(args: &Args) -> anyhow::Result<Option<ApiServer>> {
         kubeconfig: args.kubeconfig.clone(),
         context: args.context.clone(),
     })
+}
+
+fn told(trace: &Trace, output: Output, out: &mut String) -> anyhow::Result<u8> {
+    *out += &output.show(trace, trace)?;
+    Ok(u8::from(trace.arrives != Arrival::Yes))
+}
+
+/// Follows a packet from the node of the first dump.
+fn trace_in(
+    dumps: Vec<Dump>,
+    how: &TraceArgs,
+    output: Output,
+    out: &mut String,
+) -> anyhow::Result<u8> {
+    let question = how.question();
+    let near = match dumps.first() {
+        Some(dump) => trace(
+            &mut dump.view(),
+            &mut dump.cluster(),
+            &dump.about.networks,
+            &question,
+        )?,
+        None => return Ok(2),
+    };
+    let is_alone = dumps.len() == 1;
+    let trace = match is_alone {
+        true => near,
+        false => onward::follow(&ByDumps(dumps), question.proto, near),
+    };
+    told(&trace, output, out)
 }
 
 /// The kernel's state of this namespace.
@@ -428,7 +509,10 @@ mod tests {
         for command in Args::command().get_subcommands() {
             let name = command.get_name();
             assert!(
-                script.contains(&format!("twill__subcmd__{name}")),
+                script.contains(&format!(
+                    "twill__subcmd__{}",
+                    name.replace('-', "__subcmd__")
+                )),
                 "{name}: {script}"
             );
             let page = dir.path().join(format!("twill-{name}.1"));

@@ -11,7 +11,8 @@ use crate::kernel::Kernel;
 use crate::objects::Cluster;
 use crate::report::{Onward, Trace};
 use crate::target::{From, To};
-use crate::trace::{Question, networks, trace};
+use crate::trace::{PodNetwork, Question, networks, trace};
+use crate::view::View;
 
 /// The path under which a node answers.
 pub const PATH: &str = "/trace";
@@ -73,6 +74,19 @@ impl Query {
 /// # Errors
 /// The kernel cannot be read.
 pub fn answer(query: &Query, records: &Path, subnet_file: &Path) -> anyhow::Result<Trace> {
+    let networks = networks(subnet_file)?;
+    answer_of(&mut Kernel::here(records)?, &networks, query)
+}
+
+/// The same of any node's state.
+///
+/// # Errors
+/// As [`answer`].
+pub fn answer_of(
+    view: &mut dyn View,
+    networks: &[PodNetwork],
+    query: &Query,
+) -> anyhow::Result<Trace> {
     let question = Question {
         from: From::Address(query.from),
         to: To::Address(query.to.ip(), query.to.port()),
@@ -80,9 +94,7 @@ pub fn answer(query: &Query, records: &Path, subnet_file: &Path) -> anyhow::Resu
         family: Family::of(query.to.ip()),
         sees_pods: false,
     };
-    let mut kernel = Kernel::here(records)?;
-    let networks = networks(subnet_file)?;
-    trace(&mut kernel, &mut Cluster::default(), &networks, &question)
+    trace(view, &mut Cluster::default(), networks, &question)
 }
 
 /// The answer to a request of any path, as status and JSON; `None` if the path is another's.

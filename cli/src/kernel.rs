@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +13,9 @@ use hostnet::netlink::link::Counters;
 use hostnet::netlink::route::{self, TABLE_MAIN};
 use hostnet::netlink::{Addr, FdbEntry, Link, Neigh, Route, Rtnl};
 use hostnet::netns::NetNs;
-use hostnet::nft::{AnyTable, BaseChain, Element, Key, Name, Nft, Proto, Rule, SetDecl, TableId};
+use hostnet::nft::{
+    AnyTable, BaseChain, Contents, Element, Key, Name, Nft, Proto, Rule, SetDecl, TableId,
+};
 use hostnet::sysctl::Sysctl;
 use hostnet::vocab::{Family, names};
 
@@ -91,6 +93,13 @@ impl View for Kernel {
         Ok(self.nft.chain_names(table)?)
     }
 
+    fn routes(&mut self) -> Result<Vec<Route>> {
+        Ok(self.rtnl.routes(route::Filter {
+            table: Some(TABLE_MAIN),
+            ..route::Filter::default()
+        })?)
+    }
+
     fn routes_by(&mut self, link: u32) -> Result<Vec<Route>> {
         Ok(self.rtnl.routes(route::Filter {
             family: None,
@@ -127,6 +136,14 @@ impl View for Kernel {
         key: &Key,
     ) -> Result<Option<(Key, Element)>> {
         Ok(self.nft.element(table, set, key)?)
+    }
+
+    fn tables(&mut self) -> Result<Vec<AnyTable>> {
+        Ok(self.nft.all_tables()?)
+    }
+
+    fn contents(&mut self, table: &AnyTable) -> Result<Contents> {
+        Ok(self.nft.contents(table)?)
     }
 
     fn elements(&mut self, table: &AnyTable, set: &str) -> Result<Vec<(Key, Element)>> {
@@ -189,20 +206,21 @@ impl View for Kernel {
         Ok(self.ns.run_in(|| Sysctl::default().get(key).ok())?)
     }
 
-    fn listens(&mut self, proto: Proto, to: IpAddr, port: u16) -> Result<bool> {
+    fn sockets(&mut self, proto: Proto) -> Result<Option<Vec<SocketAddr>>> {
         let name = match proto {
             Proto::TCP => "tcp",
             Proto::UDP => "udp",
-            // Its sockets are listed in another form; it is not known, so it is not doubted.
-            _ => return Ok(true),
+            _ => return Ok(None),
         };
         let read = |suffix: &str| {
             let path = format!("/proc/thread-self/net/{name}{suffix}");
             fs::read_to_string(path).unwrap_or_default()
         };
         let tables = self.ns.run_in(|| [read(""), read("6")])?;
-        let mut lines = tables.iter().flat_map(|table| table.lines().skip(1));
-        Ok(lines.any(|line| takes(line, proto, to, port)))
+        let lines = tables.iter().flat_map(|table| table.lines().skip(1));
+        Ok(Some(
+            lines.filter_map(|line| waiting(line, proto)).collect(),
+        ))
     }
 
     fn traffic(&mut self, family: Family, each: &mut dyn FnMut(Traffic)) -> Result<()> {
@@ -226,27 +244,16 @@ impl View for Kernel {
     }
 }
 
-/// Whether a line of `/proc/net/{tcp,udp}{,6}` is a socket that waits at the address and port (proc(5)).
-fn takes(line: &str, proto: Proto, to: IpAddr, port: u16) -> bool {
+/// Where the socket of a line of `/proc/net/{tcp,udp}{,6}` waits, if it does (proc(5)).
+fn waiting(line: &str, proto: Proto) -> Option<SocketAddr> {
     // TCP_LISTEN, and of UDP sockets those that are not connected (TCP_CLOSE).
     let waiting = if proto == Proto::TCP { "0A" } else { "07" };
     let mut words = line.split_whitespace();
-    let Some((local, state)) = words.nth(1).zip(words.nth(1)) else {
-        return false;
-    };
-    let Some((address, at)) = local.split_once(':') else {
-        return false;
-    };
-    let Some(bound) = socket_address(address) else {
-        return false;
-    };
-    let is_at = match bound.to_canonical() {
-        // One of IPv6 takes both families, unless it was told not to.
-        IpAddr::V6(address) if address.is_unspecified() => true,
-        IpAddr::V4(address) if address.is_unspecified() => to.is_ipv4(),
-        address => address == to,
-    };
-    state == waiting && is_at && u16::from_str_radix(at, 16) == Ok(port)
+    let (local, state) = words.nth(1).zip(words.nth(1))?;
+    let (address, port) = local.split_once(':')?;
+    let address = socket_address(address)?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    (state == waiting).then(|| SocketAddr::new(address, port))
 }
 
 /// Words of 32 bits in the machine's order.
@@ -271,19 +278,14 @@ mod tests {
     fn sockets_are_read_from_proc() {
         let tcp =
             "   0: 51F4F40A:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 1 1 0";
-        let to = |text: &str| text.parse::<IpAddr>().unwrap();
+        let at = |text: &str| Some(text.parse::<SocketAddr>().unwrap());
         // 10.244.244.81 in the order of a little-endian machine.
-        assert!(takes(tcp, Proto::TCP, to("10.244.244.81"), 8080));
-        assert!(!takes(tcp, Proto::TCP, to("10.244.244.82"), 8080));
-        assert!(!takes(tcp, Proto::TCP, to("10.244.244.81"), 8081));
+        assert_eq!(waiting(tcp, Proto::TCP), at("10.244.244.81:8080"));
+        assert_eq!(waiting(tcp, Proto::UDP), None);
         let connected = tcp.replace(" 0A ", " 01 ");
-        assert!(!takes(&connected, Proto::TCP, to("10.244.244.81"), 8080));
+        assert_eq!(waiting(&connected, Proto::TCP), None);
         let any6 = "  0: 00000000000000000000000000000000:0035 0:0000 07 0 0";
-        assert!(takes(any6, Proto::UDP, to("10.0.0.1"), 53));
-        assert!(takes(any6, Proto::UDP, to("fd00::1"), 53));
-        let any4 = "  0: 00000000:0035 00000000:0000 07 0 0";
-        assert!(takes(any4, Proto::UDP, to("10.0.0.1"), 53));
-        assert!(!takes(any4, Proto::UDP, to("fd00::1"), 53));
-        assert!(!takes("", Proto::UDP, to("10.0.0.1"), 53));
+        assert_eq!(waiting(any6, Proto::UDP), at("[::]:53"));
+        assert_eq!(waiting("", Proto::UDP), None);
     }
 }

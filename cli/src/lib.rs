@@ -11,6 +11,7 @@
 //!    ├─ top      which Services are used, by the table of connections
 //!    ├─ probe    real packets to every other node
 //!    ├─ status   what all nodes' daemons say of themselves
+//!    ├─ dump     all of that in one archive, and a View of it for traces later
 //!    └─ doctor   what is wrong on this node, whoever sends packets
 //! ```
 //!
@@ -21,6 +22,7 @@
 
 pub mod args;
 pub mod doctor;
+pub mod dump;
 pub mod far;
 pub mod fix;
 pub mod kernel;

@@ -18,12 +18,12 @@ const AT_ONCE: usize = 16;
 
 /// A daemon's ports on its node's loopback, and the name of its metrics.
 #[derive(Clone, Copy)]
-struct Daemon {
-    name: &'static str,
+pub(crate) struct Daemon {
+    pub(crate) name: &'static str,
     prefix: &'static str,
-    metrics: u16,
-    health: u16,
-    ready: &'static str,
+    pub(crate) metrics: u16,
+    pub(crate) health: u16,
+    pub(crate) ready: &'static str,
 }
 
 /// Where flanneld says whether it is ready.
@@ -44,6 +44,9 @@ const PROXY: Daemon = Daemon {
     health: 10256,
     ready: "/healthz",
 };
+
+/// Both.
+pub(crate) const DAEMONS: [Daemon; 2] = [FLANNELD, PROXY];
 
 /// A node, as its objects and daemons tell.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -95,8 +98,26 @@ impl NodeStatus {
 
 /// The nodes of the cluster; where objects are not seen, this one.
 pub fn status(cluster: &mut Cluster, here: IpAddr, reach: &(dyn Reach + Sync)) -> Vec<NodeStatus> {
+    let mut known = known(cluster, here);
+    let share = known.len().div_ceil(AT_ONCE).max(1);
+    thread::scope(|scope| {
+        for share in known.chunks_mut(share) {
+            scope.spawn(move || {
+                for (place, status) in share {
+                    ask(reach, place, status);
+                }
+            });
+        }
+    });
+    let mut all: Vec<NodeStatus> = known.into_iter().map(|(_, status)| status).collect();
+    all.sort_by(|a, b| a.node.cmp(&b.node));
+    all
+}
+
+/// The nodes, and what objects tell of them.
+fn known(cluster: &mut Cluster, here: IpAddr) -> Vec<(Place, NodeStatus)> {
     let nodes = cluster.list::<Node>(None, None);
-    let mut known: Vec<(Place, NodeStatus)> = match nodes {
+    match nodes {
         Some(nodes) => nodes.iter().map(of_object).collect(),
         None => {
             let place = Place {
@@ -112,20 +133,13 @@ pub fn status(cluster: &mut Cluster, here: IpAddr, reach: &(dyn Reach + Sync)) -
                 },
             )]
         }
-    };
-    let share = known.len().div_ceil(AT_ONCE).max(1);
-    thread::scope(|scope| {
-        for share in known.chunks_mut(share) {
-            scope.spawn(move || {
-                for (place, status) in share {
-                    ask(reach, place, status);
-                }
-            });
-        }
-    });
-    let mut all: Vec<NodeStatus> = known.into_iter().map(|(_, status)| status).collect();
-    all.sort_by(|a, b| a.node.cmp(&b.node));
-    all
+    }
+}
+
+/// The nodes of the cluster; where objects are not seen, this one.
+pub(crate) fn places(cluster: &mut Cluster, here: IpAddr) -> Vec<Place> {
+    let known = known(cluster, here).into_iter();
+    known.map(|(place, _)| place).collect()
 }
 
 fn of_object(node: &Node) -> (Place, NodeStatus) {

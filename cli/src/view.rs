@@ -1,6 +1,6 @@
 //! What can be asked of a network namespace, whether it is the kernel's or a test's.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use cni_plugin::record::{Record, RecordError};
@@ -8,7 +8,9 @@ use hostnet::conntrack::{self, Traffic};
 use hostnet::netlink::link::Counters;
 use hostnet::netlink::{self, Addr, FdbEntry, Link, Neigh, Route};
 use hostnet::netns::NetNsError;
-use hostnet::nft::{self, AnyTable, BaseChain, Element, Key, Name, Proto, Rule, SetDecl, TableId};
+use hostnet::nft::{
+    self, AnyTable, BaseChain, Contents, Element, Key, Name, Proto, Rule, SetDecl, TableId,
+};
 use hostnet::vocab::Family;
 
 use crate::saved::Saved;
@@ -42,7 +44,9 @@ pub trait View {
     fn base_chains(&mut self) -> Result<Vec<BaseChain>>;
     /// The names of a table's chains; none if there is no such table.
     fn chains(&mut self, table: &TableId) -> Result<Vec<Name>>;
-    /// All routes of the main table by a link.
+    /// All routes of the main table.
+    fn routes(&mut self) -> Result<Vec<Route>>;
+    /// Those of them by a link.
     fn routes_by(&mut self, link: u32) -> Result<Vec<Route>>;
     /// The rules of a chain; none if it is not there.
     fn rules(&mut self, table: &AnyTable, chain: &str) -> Result<Arc<[Rule]>>;
@@ -55,6 +59,10 @@ pub trait View {
         set: &Arc<SetDecl>,
         key: &Key,
     ) -> Result<Option<(Key, Element)>>;
+    /// All tables that see IP packets, whosever they are.
+    fn tables(&mut self) -> Result<Vec<AnyTable>>;
+    /// All that a table holds.
+    fn contents(&mut self, table: &AnyTable) -> Result<Contents>;
     /// All elements of a set; none if it is not there.
     fn elements(&mut self, table: &AnyTable, set: &str) -> Result<Vec<(Key, Element)>>;
     /// All links.
@@ -73,8 +81,8 @@ pub trait View {
     fn fdb(&mut self, link: u32) -> Result<Vec<FdbEntry>>;
     /// A switch below `/proc/sys/net`; `None` if there is none of the name.
     fn switch(&mut self, key: &str) -> Result<Option<String>>;
-    /// Whether a socket takes what comes to this address and port.
-    fn listens(&mut self, proto: Proto, to: IpAddr, port: u16) -> Result<bool>;
+    /// Where sockets wait for packets of TCP or UDP; `None` of another protocol, whose sockets are listed in another form.
+    fn sockets(&mut self, proto: Proto) -> Result<Option<Vec<SocketAddr>>>;
     /// All flows of a family that the kernel remembers.
     fn traffic(&mut self, family: Family, each: &mut dyn FnMut(Traffic)) -> Result<()>;
     /// The pods of this node, by the records of twill-cni.
@@ -85,6 +93,22 @@ pub trait View {
     }
     /// The inside of a pod; `None` if its namespace is gone.
     fn inside(&mut self, pod: &Record) -> Result<Option<Box<dyn View + '_>>>;
+
+    /// Whether a socket takes what comes to this address and port. Of a protocol that is not known it is not doubted.
+    fn listens(&mut self, proto: Proto, to: IpAddr, port: u16) -> Result<bool> {
+        let is_at = |socket: &SocketAddr| {
+            let is_address = match socket.ip().to_canonical() {
+                // One of IPv6 takes both families, unless it was told not to.
+                IpAddr::V6(address) if address.is_unspecified() => true,
+                IpAddr::V4(address) if address.is_unspecified() => to.is_ipv4(),
+                address => address == to,
+            };
+            is_address && socket.port() == port
+        };
+        Ok(self
+            .sockets(proto)?
+            .is_none_or(|sockets| sockets.iter().any(is_at)))
+    }
 
     /// What an address is to this namespace: `RTN_*` of `linux/rtnetlink.h`, as `fib … type` gives it.
     fn address_type(&mut self, address: IpAddr) -> Result<u32> {

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{ApiResource, DynamicObject, ListParams};
+use kube::api::{ApiResource, DynamicObject, ListParams, LogParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
 
-use super::{Missing, Source};
+use super::{Missing, Source, resource};
 use crate::onward::{self, Place, Reach};
 use crate::status;
 
@@ -146,6 +146,34 @@ impl Reach for ApiServer {
     }
 }
 
+impl ApiServer {
+    /// The last lines of what Twill's daemons have logged, by the names of their pods.
+    ///
+    /// # Errors
+    /// Their pods cannot be listed.
+    pub fn logs_of_daemons(&self, lines: usize) -> Result<Vec<(String, String)>, String> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let kind = ApiResource::erase::<Pod>(&());
+        let failed = |verb, error| missing(verb, &kind, Some(NAMESPACE), &error).to_string();
+        let params =
+            ListParams::default().labels(&format!("{COMPONENT} in (flanneld, twill-proxy)"));
+        let of_pod = LogParams {
+            tail_lines: i64::try_from(lines).ok(),
+            ..LogParams::default()
+        };
+        self.runtime.block_on(async {
+            let found = pods.list_metadata(&params).await;
+            let found = found.map_err(|error| failed("list", error))?;
+            let mut logs = Vec::new();
+            for pod in found.items.into_iter().filter_map(|pod| pod.metadata.name) {
+                let log = pods.logs(&pod, &of_pod).await;
+                logs.push((pod, log.unwrap_or_else(|error| failed("get", error))));
+            }
+            Ok(logs)
+        })
+    }
+}
+
 fn not_forwarded(error: &kube::Error) -> String {
     use kube::client::UpgradeConnectionError::ProtocolSwitch;
     match error {
@@ -201,10 +229,7 @@ fn missing(
     match error {
         kube::Error::Api(status) if status.code == 403 => Missing::Forbidden {
             verb,
-            resource: match kind.group.as_str() {
-                "" => kind.plural.clone(),
-                group => format!("{}.{group}", kind.plural),
-            },
+            resource: resource(kind),
             namespace: namespace.map(str::to_owned),
         },
         kube::Error::Api(status) if status.code == 401 => {

@@ -32,9 +32,23 @@ pub enum Missing {
         /// Where.
         namespace: Option<String>,
     },
+    /// It was not written down.
+    #[error("the dump has no {resource}")]
+    NotDumped {
+        /// The resource, with its group.
+        resource: String,
+    },
     /// There was no answer, or no use in it.
     #[error("the API server does not answer: {0}")]
     Silent(String),
+}
+
+/// `services`, `leases.coordination.k8s.io`.
+pub(crate) fn resource(kind: &ApiResource) -> String {
+    match kind.group.as_str() {
+        "" => kind.plural.clone(),
+        group => format!("{}.{group}", kind.plural),
+    }
 }
 
 fn in_namespace(namespace: &Option<String>) -> String {

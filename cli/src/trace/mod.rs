@@ -27,6 +27,7 @@ use cni_plugin::record::Record;
 use hostnet::netlink::{Link, Route};
 use hostnet::nft::Proto;
 use hostnet::vocab::{Family, Subnet, SubnetEnv, names};
+use serde::{Deserialize, Serialize};
 
 use crate::objects::Cluster;
 use crate::report::{Hop, Trace};
@@ -50,7 +51,7 @@ pub struct Question {
 }
 
 /// A network of pods: all nodes', and this node's part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodNetwork {
     /// All pods.
     pub network: Subnet,

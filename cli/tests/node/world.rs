@@ -5,6 +5,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use cli::dump::{Recorded, State};
 use cli::kernel::Kernel;
 use cli::objects::Cluster;
 use cli::report::Trace;
@@ -148,12 +149,28 @@ impl World {
     }
 
     pub(crate) fn trace(&self, from: &str, to: &str) -> Trace {
-        self.trace_with(&mut Cluster::default(), from, to).unwrap()
+        let live = self.trace_with(&mut Cluster::default(), from, to).unwrap();
+        // Of what was written down the same is told.
+        let state = serde_json::to_string(&State::take(&mut self.kernel()).unwrap()).unwrap();
+        let mut recorded = Recorded::of(serde_json::from_str(&state).unwrap());
+        let told = self.trace_in(&mut recorded, &mut Cluster::default(), from, to);
+        assert_eq!(told.unwrap().to_string(), live.to_string());
+        live
     }
 
     /// With the objects of a cluster.
     pub(crate) fn trace_with(
         &self,
+        cluster: &mut Cluster,
+        from: &str,
+        to: &str,
+    ) -> anyhow::Result<Trace> {
+        self.trace_in(&mut self.kernel(), cluster, from, to)
+    }
+
+    fn trace_in(
+        &self,
+        view: &mut dyn cli::view::View,
         cluster: &mut Cluster,
         from: &str,
         to: &str,
@@ -166,7 +183,7 @@ impl World {
             sees_pods: true,
         };
         let networks = networks(self.family);
-        trace(&mut self.kernel(), cluster, &networks, &question)
+        trace(view, cluster, &networks, &question)
     }
 
     pub(crate) fn sender(&self, from: &str) -> &Ns {
