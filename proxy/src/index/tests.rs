@@ -7,12 +7,10 @@ use super::{Index, ObjectName, Update};
 use crate::fixtures::{self, SEED};
 
 fn dirty(index: &mut Index) -> Vec<String> {
-    index
-        .take_dirty()
-        .services
-        .iter()
-        .map(ToString::to_string)
-        .collect()
+    let dirty = index.take_dirty().services;
+    let mut names: Vec<_> = dirty.iter().map(ToString::to_string).collect();
+    names.sort();
+    names
 }
 
 fn seed_document(containing: &str) -> &'static str {
