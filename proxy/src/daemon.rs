@@ -9,6 +9,7 @@ use futures::stream::BoxStream;
 use hostnet::nft;
 use hostnet::sysctl::Sysctl;
 use serde_json::Value;
+use tokio::runtime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -50,11 +51,17 @@ pub enum Error {
     Interfaces(#[from] interfaces::Error),
 }
 
-/// Runs until `stop` is cancelled, and follows the file that `args` name; what is in the kernel then stays there.
+/// Runs until `stop` is cancelled, and follows the file that `args` name; what is in the kernel then stays there. It
+/// blocks its thread while the kernel works: what is asked at the ports is answered in the runtime `answers`.
 ///
 /// # Errors
 /// What is missing at the start. Later on errors are logged, counted, and tried again.
-pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    args: &Args,
+    config: Config,
+    answers: &runtime::Handle,
+    stop: CancellationToken,
+) -> Result<(), Error> {
     config.tell();
     set_oom_score_adj(config.oom_score_adj);
     tracing::info!(node = %config.hostname, mode = config.mode.as_str(), settings = %config.settings, "starting");
@@ -82,20 +89,24 @@ pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result
     };
     let server = health::Server::new(health_seen, config.sync_period * 2, metrics.clone());
     let answering = server.clone();
+    let (tell, node) = (events.clone(), config.hostname.clone());
     port("--healthz-bind-address", config.healthz)
-        .serve(
+        .serve_in(
+            answers,
             move |path: &str| answering.answer(path),
-            |error| events.no_health_port(&config.hostname, error),
+            move |error| tell.no_health_port(&node, error),
             stop.clone(),
         )
         .await?;
     let registry = Arc::new(registry);
     let mode = config.mode.as_str();
     let (configz, configz_seen) = watch::channel(config.document());
+    let (tell, node) = (events.clone(), config.hostname.clone());
     port("--metrics-bind-address", config.metrics)
-        .serve(
+        .serve_in(
+            answers,
             move |path: &str| health::metrics_answer(&registry, &configz_seen, mode, path),
-            |error| events.no_metrics_port(&config.hostname, error),
+            move |error| tell.no_metrics_port(&node, error),
             stop.clone(),
         )
         .await?;
@@ -103,7 +114,7 @@ pub async fn run(args: &Args, config: Config, stop: CancellationToken) -> Result
     let periods = Periods::of(&config);
     events.starting(&config.hostname);
     let (checks, checks_seen) = watch::channel(Checks::default());
-    tokio::spawn(checks::serve(
+    answers.spawn(checks::serve(
         checks_seen,
         server,
         events.clone(),

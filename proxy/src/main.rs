@@ -13,6 +13,7 @@ use proxy::iptables::route_localnet;
 use proxy::render::{RenderArgs, render};
 use proxy::snapshot;
 use proxy::succession::{Only, cleanup};
+use tokio::runtime::Builder;
 
 /// Turns Services and EndpointSlices into NAT in the kernel, in place of kube-proxy.
 ///
@@ -94,14 +95,19 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    // This thread runs the loop, which blocks while the kernel works; one more does all else.
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?
-        .block_on(async {
-            let stop = agent::shutdown::on_signal().context("cannot handle signals")?;
-            Ok(daemon::run(args, config, stop).await?)
-        })
+    // This thread reads what the API server tells and programs the kernel: one that woke another for each message would
+    // cost more than both. While the kernel works it blocks, and a second one answers at the ports.
+    let runtime = |mut builder: Builder| {
+        let built = builder.enable_all().build();
+        built.context("cannot start the runtime")
+    };
+    let mut one_more = Builder::new_multi_thread();
+    one_more.worker_threads(1);
+    let answers = runtime(one_more)?;
+    let result = runtime(Builder::new_current_thread())?.block_on(async {
+        let stop = agent::shutdown::on_signal().context("cannot handle signals")?;
+        Ok(daemon::run(args, config, answers.handle(), stop).await?)
+    });
+    answers.shutdown_background();
+    result
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use agent::http::{self, BindError, Handler, Listener};
+use tokio::runtime;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +53,21 @@ impl Port {
             }
         }
         Ok(())
+    }
+
+    /// As [`Port::serve`], in another runtime than the caller's.
+    ///
+    /// # Errors
+    /// As [`Port::serve`].
+    pub async fn serve_in(
+        self,
+        runtime: &runtime::Handle,
+        handler: impl Handler,
+        refused: impl FnOnce(&BindError) + Send + 'static,
+        stop: CancellationToken,
+    ) -> Result<(), BindError> {
+        let served = runtime.spawn(self.serve(handler, refused, stop)).await;
+        served.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
     /// `None`: stopped before it could be had.

@@ -200,7 +200,7 @@ impl<B: Backend> Runner<B> {
         })
     }
 
-    /// Runs until `stop` is cancelled. What is in the kernel stays there.
+    /// Runs until `stop` is cancelled. What is in the kernel stays there. Blocks its thread while the kernel works.
     pub async fn run(mut self, mut updates: BoxStream<'static, Update>, stop: CancellationToken) {
         loop {
             // So that a restart does not take away what it is about to be told of.
@@ -221,7 +221,7 @@ impl<B: Backend> Runner<B> {
                 () = sleep_until(self.networks_by), if waits => {}
                 () = write_due(&self.keeper), if self.syncer.in_line() && self.index.is_complete() => {
                     if let Some(keeper) = &mut self.keeper {
-                        tokio::task::block_in_place(|| keeper.write(&self.index));
+                        keeper.write(&self.index);
                     }
                 }
                 () = sleep_until(self.tick_at.unwrap_or_else(Instant::now)), if self.tick_at.is_some() => {
@@ -347,8 +347,7 @@ impl<B: Backend> Runner<B> {
         if pass == Pass::Full {
             self.list_addresses();
         }
-        // The kernel may take a while over a large change; other tasks (health) go on meanwhile.
-        let result = tokio::task::block_in_place(|| self.syncer.pass(&mut self.index, pass));
+        let result = self.syncer.pass(&mut self.index, pass);
         self.pacer.finished(pass, result.is_ok());
         match result {
             Ok(changed) => {
@@ -356,10 +355,10 @@ impl<B: Backend> Runner<B> {
                     keeper.note(changed);
                 }
                 if pass == Pass::Full {
-                    tokio::task::block_in_place(|| self.syncer.tell_of_host_ports(&self.index));
+                    self.syncer.tell_of_host_ports(&self.index);
                     self.watch_others();
                     // The whole table was in it twice.
-                    tokio::task::block_in_place(memory::release);
+                    memory::release();
                 }
                 if let Some(checks) = self.syncer.planner().take_checks() {
                     self.checks.send_replace(checks);
@@ -402,7 +401,7 @@ impl<B: Backend> Runner<B> {
     }
 
     fn tick(&mut self) {
-        if let Err(error) = tokio::task::block_in_place(|| self.syncer.tick()) {
+        if let Err(error) = self.syncer.tick() {
             tracing::error!(
                 error = chain(&error),
                 "leftovers could not be removed: comparing everything"
