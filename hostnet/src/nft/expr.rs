@@ -541,6 +541,18 @@ pub struct Xt<'a> {
 }
 
 impl Expr {
+    /// A match or target of xtables, as `iptables-nft` would put it into a rule.
+    pub(crate) fn of_xt(word: &str, name: &str, revision: u8, info: &[u8]) -> Expr {
+        let mut w = Writer::default();
+        w.str(1, name);
+        w.be32(2, revision.into());
+        w.bytes(3, info);
+        Expr::Other {
+            name: word.to_owned(),
+            data: w.into_bytes(),
+        }
+    }
+
     /// What of xtables it is, if it is.
     pub fn xt(&self) -> Option<Xt<'_>> {
         let Expr::Other { name, data } = self else {

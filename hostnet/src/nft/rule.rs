@@ -224,7 +224,7 @@ impl Rule {
         self
     }
 
-    fn then(mut self, expr: Expr) -> Rule {
+    pub(crate) fn then(mut self, expr: Expr) -> Rule {
         self.exprs.push(expr);
         self
     }
