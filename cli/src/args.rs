@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use hostnet::nft::Proto;
 use hostnet::vocab::{Family, names};
@@ -65,6 +65,22 @@ pub struct Args {
     pub output: Output,
     #[command(subcommand)]
     command: Command,
+}
+
+/// The name of the file by which kubectl knows a plugin.
+const PLUGIN: &str = "kubectl-twill";
+
+impl Args {
+    /// What this process was given, under the name that it was called by: also as a plugin of kubectl's.
+    pub fn of_process() -> Args {
+        let name = std::env::args_os().next().map(PathBuf::from);
+        let is_plugin = name.is_some_and(|name| name.file_stem() == Some(PLUGIN.as_ref()));
+        let command = match is_plugin {
+            true => Args::command().bin_name("kubectl twill"),
+            false => Args::command(),
+        };
+        Args::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
 }
 
 /// A form of output.

@@ -13,9 +13,11 @@ use hostnet::xtables;
 use serde::Serialize;
 
 use crate::fix::Fix;
+use crate::legacy;
 use crate::pods::pods;
 use crate::trace::PodNetwork;
 use crate::view::{Result, View};
+use crate::walk::kube;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -291,10 +293,7 @@ impl Exam<'_> {
             ] {
                 let table = TableId::new(family, name).into();
                 // In iptables mode its rules are elsewhere.
-                let services = TableId::new(family, "nat");
-                let has_chains =
-                    |chains: &[hostnet::nft::Name]| chains.iter().any(|c| **c == *"KUBE-SERVICES");
-                if name == names::TABLE_PROXY && has_chains(&self.view.chains(&services)?) {
+                if name == names::TABLE_PROXY && kube::is_mode(self.view, family)? {
                     continue;
                 }
                 if !chains.iter().any(|chain| chain.table == table) {
@@ -314,6 +313,10 @@ impl Exam<'_> {
         for chain in self.view.base_chains()? {
             let is_gate = chain.base.hook == Hook::Forward && chain.base.kind == ChainKind::Filter;
             if !is_gate || chain.base.policy != Policy::Drop {
+                continue;
+            }
+            // Told below.
+            if legacy::name(&chain.table).is_some() {
                 continue;
             }
             let rules = self.view.rules(&chain.table, &chain.name)?;

@@ -19,8 +19,9 @@ use hostnet::nft::{
 use hostnet::sysctl::Sysctl;
 use hostnet::vocab::{Family, names};
 
+use crate::legacy::{self, Legacy};
 use crate::saved::{self, Saved};
-use crate::view::{Result, View};
+use crate::view::{Error, Result, View};
 
 /// The kernel's state of one network namespace.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ pub struct Kernel {
     chains: Option<Vec<BaseChain>>,
     rules: BTreeMap<(AnyTable, String), Arc<[Rule]>>,
     sets: BTreeMap<(AnyTable, String), Option<Arc<SetDecl>>>,
+    legacy: Option<Legacy>,
 }
 
 impl Kernel {
@@ -64,6 +66,7 @@ impl Kernel {
             chains: None,
             rules: BTreeMap::new(),
             sets: BTreeMap::new(),
+            legacy: None,
         })
     }
 
@@ -75,6 +78,14 @@ impl Kernel {
         }
     }
 
+    fn legacy(&mut self) -> Result<&Legacy> {
+        let legacy = match self.legacy.take() {
+            Some(known) => known,
+            None => self.ns.run_in(Legacy::read)?.map_err(Error::Legacy)?,
+        };
+        Ok(self.legacy.insert(legacy))
+    }
+
     /// How many bytes of nf_tables have answered its questions.
     pub fn answered(&self) -> u64 {
         self.nft.answered()
@@ -84,7 +95,9 @@ impl Kernel {
 impl View for Kernel {
     fn base_chains(&mut self) -> Result<Vec<BaseChain>> {
         if self.chains.is_none() {
-            self.chains = Some(self.nft.base_chains()?);
+            let mut chains = self.nft.base_chains()?;
+            chains.extend(self.legacy()?.base_chains.iter().cloned());
+            self.chains = Some(chains);
         }
         Ok(self.chains.clone().unwrap_or_default())
     }
@@ -114,7 +127,14 @@ impl View for Kernel {
         if let Some(known) = self.rules.get(&key) {
             return Ok(Arc::clone(known));
         }
-        let rules: Arc<[Rule]> = self.nft.rules(table, chain)?.into();
+        let rules: Arc<[Rule]> = match legacy::name(table) {
+            Some(_) => {
+                let tables = &self.legacy()?.tables;
+                let rules = tables.get(table).and_then(|chains| chains.get(chain));
+                rules.cloned().unwrap_or_else(|| [].into())
+            }
+            None => self.nft.rules(table, chain)?.into(),
+        };
         self.rules.insert(key, Arc::clone(&rules));
         Ok(rules)
     }
@@ -139,11 +159,23 @@ impl View for Kernel {
     }
 
     fn tables(&mut self) -> Result<Vec<AnyTable>> {
-        Ok(self.nft.all_tables()?)
+        let mut tables = self.nft.all_tables()?;
+        tables.extend(self.legacy()?.tables.keys().cloned());
+        Ok(tables)
     }
 
     fn contents(&mut self, table: &AnyTable) -> Result<Contents> {
-        Ok(self.nft.contents(table)?)
+        if legacy::name(table).is_none() {
+            return Ok(self.nft.contents(table)?);
+        }
+        let chains = self.legacy()?.tables.get(table);
+        let chains = chains.into_iter().flatten();
+        Ok(Contents {
+            chains: chains
+                .map(|(name, rules)| (name.clone(), rules.to_vec()))
+                .collect(),
+            sets: Vec::new(),
+        })
     }
 
     fn elements(&mut self, table: &AnyTable, set: &str) -> Result<Vec<(Key, Element)>> {

@@ -3,7 +3,7 @@
 //! ```text
 //!  view (questions) ◄── kernel (hostnet answers) or a test's model      objects ◄── the API server, if there is one
 //!    │                                                                     │
-//!    ├─ walk     nf_tables, rule by rule, for one packet
+//!    ├─ walk     nf_tables, rule by rule, for one packet; legacy is what iptables-legacy has beside it
 //!    ├─ trace    a packet's way: pod, rules, routes, neighbours, forwarding entries, ports ──► report (tree, JSON)
 //!    │     onward asks other nodes for their part of it, far is how flanneld answers there
 //!    │     saved is where twill-proxy remembers Services by name
@@ -26,6 +26,7 @@ pub mod dump;
 pub mod far;
 pub mod fix;
 pub mod kernel;
+pub mod legacy;
 pub mod objects;
 pub mod onward;
 pub mod pods;

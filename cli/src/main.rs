@@ -4,11 +4,10 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser;
 use cli::args::{self, Args};
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::of_process();
     let mut text = String::new();
     let code = match args::run(&args, &mut text) {
         Ok(code) => code,

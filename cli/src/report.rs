@@ -135,7 +135,7 @@ impl Hop {
     }
 
     /// This place and all behind it.
-    fn all(&self) -> Vec<&Hop> {
+    pub fn all(&self) -> Vec<&Hop> {
         let mut all = vec![self];
         all.extend(self.then.iter().flat_map(Hop::all));
         all

@@ -27,6 +27,9 @@ pub enum Error {
     /// Rules could not be read.
     #[error("cannot read nf_tables (this needs root)")]
     Nft(#[from] nft::Error),
+    /// The old tables could not be read.
+    #[error("cannot read the tables of iptables-legacy (this needs root)")]
+    Legacy(#[source] std::io::Error),
     /// The table of connections could not be read.
     #[error("cannot read the table of connections (this needs root)")]
     Conntrack(#[from] conntrack::Error),

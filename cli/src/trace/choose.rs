@@ -5,6 +5,7 @@ use hostnet::vocab::names;
 
 use super::compare::ServiceObject;
 use super::{Tracer, place, step_hop};
+use crate::legacy;
 use crate::report::Hop;
 use crate::target::{Destination, proxy_table};
 use crate::view::Result;
@@ -216,8 +217,8 @@ fn refusal(to: &Destination, way: &Way) -> Hop {
         return hop.fault(
             format!("{} in chain {} {}", last.text, last.table, last.chain),
             format!(
-                "`nft -a list chain {} {}`, and delete the rule, or put one that accepts before it",
-                last.table, last.chain
+                "{}, and delete the rule, or put one that accepts before it",
+                legacy::show(&last.table, &last.chain)
             ),
         );
     }

@@ -13,6 +13,7 @@ use super::choose::of_kube;
 use super::compare::{name_of, pod_of, with_address, with_mac};
 use super::start::gone;
 use super::{Tracer, place, step_hop};
+use crate::legacy;
 use crate::objects::Known;
 use crate::report::{Hop, Onward};
 use crate::target::{self, ip_route};
@@ -91,6 +92,9 @@ impl Tracer<'_> {
 
     fn socket(&mut self, packet: &Packet) -> Result<Vec<Hop>> {
         let mut hops = self.filter(packet, Hook::Input)?;
+        if hops.iter().any(|hop| hop.fault.is_some()) {
+            return Ok(hops);
+        }
         let at = place(packet.destination, packet.port);
         let hop = Hop::new("socket", format!("{} {at} on this node", packet.proto));
         let listens = self
@@ -152,14 +156,21 @@ impl Tracer<'_> {
         };
         let whom = self.network_of(packet.destination);
         let whom = whom.map_or(packet.destination.to_string(), |n| n.network.to_string());
-        let remedy = if last.text == "policy drop" {
+        let remedy = if let (Some(name), true) = (legacy::name(table), last.text == "policy drop") {
+            let program = match packet.family() {
+                Family::V4 => "iptables-legacy",
+                Family::V6 => "ip6tables-legacy",
+            };
+            format!("`{program} -t {name} -A {chain} -d {whom} -j ACCEPT` and the same with -s")
+        } else if last.text == "policy drop" {
             format!(
                 "`nft add rule {table} {chain} {ip} daddr {whom} accept` and the same with saddr; in iptables' FORWARD \
                  flanneld does this by itself where it runs"
             )
         } else {
             format!(
-                "`nft -a list chain {table} {chain}`, and delete the rule, or put one that accepts before it"
+                "{}, and delete the rule, or put one that accepts before it",
+                legacy::show(table, chain)
             )
         };
         Ok(vec![step_hop(last).fault(

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use hostnet::nft::{AnyTable, CmpOp, Expr, Header, MetaKey, Proto, Rule, TableId};
 use hostnet::vocab::Family;
 
+use crate::legacy;
 use crate::view::{Result, View};
 
 /// The chain that all packets to Services pass, in tables `nat` and `filter`.
@@ -40,8 +41,20 @@ pub fn nat(family: Family) -> TableId {
 /// The kernel cannot be read.
 pub fn is_mode(view: &mut dyn View, family: Family) -> Result<bool> {
     // It is never empty: its last rule leads to node ports.
-    let rules = view.rules(&nat(family).into(), SERVICES)?;
-    Ok(!rules.is_empty())
+    for table in tables(family, "nat") {
+        if !view.rules(&table, SERVICES)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Where such chains are, by iptables-nft or iptables-legacy.
+fn tables(family: Family, name: &str) -> [AnyTable; 2] {
+    [
+        TableId::new(family, name).into(),
+        legacy::table(family, name),
+    ]
 }
 
 /// Where a rule of [`SERVICES`] or [`NODE_PORTS`] leads from: a Service's port, where it is asked for.
@@ -70,12 +83,13 @@ pub fn entrances(view: &mut dyn View, family: Family) -> Result<Vec<Entrance>> {
         ("filter", SERVICES, ""),
         ("filter", EXTERNAL, "-"),
     ] {
-        let table = AnyTable::from(TableId::new(family, table));
-        let rules = view.rules(&table, chain)?;
-        let found = rules.iter().filter_map(|rule| entrance(rule, family));
-        // Of a Service's addresses its cluster IP stands for all.
-        let found = found.filter(|(of, said)| of.address.is_none() || said.ends_with(is_told));
-        all.extend(found.map(|(of, _)| of));
+        for table in tables(family, table) {
+            let rules = view.rules(&table, chain)?;
+            let found = rules.iter().filter_map(|rule| entrance(rule, family));
+            // Of a Service's addresses its cluster IP stands for all.
+            let found = found.filter(|(of, said)| of.address.is_none() || said.ends_with(is_told));
+            all.extend(found.map(|(of, _)| of));
+        }
     }
     Ok(all)
 }

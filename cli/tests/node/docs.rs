@@ -30,6 +30,20 @@ fn printed(world: &World, subnet_file: &Path, line: &str) -> String {
 }
 
 #[test]
+fn as_a_plugin_it_goes_by_the_name_that_kubectl_has_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, name) in [("twill", "twill"), ("kubectl-twill", "kubectl twill")] {
+        let program = folder.path().join(file);
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_twill"), &program).unwrap();
+        let output = std::process::Command::new(program)
+            .args(["trace", "--help"])
+            .output();
+        let told = String::from_utf8(output.unwrap().stdout).unwrap();
+        assert!(told.contains(&format!("Usage: {name} trace ")), "{told}");
+    }
+}
+
+#[test]
 fn the_page_of_examples_is_what_is_printed() {
     let world = World::new();
     let folder = tempfile::tempdir().unwrap();

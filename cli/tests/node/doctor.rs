@@ -177,6 +177,7 @@ fn the_doctor_knows_other_software_by_name() {
     run(&world.node, "nft delete table ip twill-proxy");
     run(&world.node, "nft add table ip nat");
     run(&world.node, "nft add chain ip nat KUBE-SERVICES");
+    run(&world.node, "nft add rule ip nat KUBE-SERVICES counter");
     let mut kernel = world.kernel();
     let found = examine(&mut kernel, &networks(Family::V4), &Host::default()).unwrap();
     let is_of_services = |word: &str| found.iter().any(|f| f.what.contains(word));

@@ -29,6 +29,8 @@ fn what_is_said_to_arrive_arrives() {
         (Family::V6, Mode::Nft),
         (Family::V4, Mode::Iptables),
         (Family::V6, Mode::Iptables),
+        (Family::V4, Mode::Legacy),
+        (Family::V6, Mode::Legacy),
     ] {
         all_of_it_arrives(&World::of(family, mode));
     }
@@ -54,6 +56,52 @@ fn all_of_it_arrives(world: &World) {
         // Bridge netfilter is the host's module: without it, pods of one bridge do not see their Service's answer.
         let answer = ask_tcp(world.sender(from), &world.say(address));
         assert!(answer.is_ok(), "{from} {to}: {answer:?}\n{told}");
+    }
+}
+
+#[test]
+fn what_the_old_tables_drop_is_named_with_the_command_that_shows_it() {
+    for family in [Family::V4, Family::V6] {
+        let world = World::of(family, Mode::Nft);
+        let program = match family {
+            Family::V4 => "iptables-legacy",
+            Family::V6 => "ip6tables-legacy",
+        };
+        let pod = world.say("10.244.2.5");
+        run(
+            &world.node,
+            &format!("{program} -A FORWARD -d {pod} -j DROP"),
+        );
+        let told = world.trace("outside", "svc/default/web");
+        let text = told.to_string();
+        let [(_, fault)] = told.faults()[..] else {
+            panic!("{text}");
+        };
+        assert!(
+            fault
+                .cause
+                .contains("filter (iptables-legacy) FORWARD drops it"),
+            "{text}"
+        );
+        let shown = format!("`{program} -t filter -nvL FORWARD --line-numbers`");
+        assert!(fault.remedy.contains(&shown), "{text}");
+        run(
+            &world.node,
+            &format!("{program} -D FORWARD -d {pod} -j DROP"),
+        );
+        run(&world.node, &format!("{program} -P FORWARD DROP"));
+        let told = world.trace("outside", "svc/default/web");
+        let remedy = &told.faults()[0].1.remedy;
+        assert!(
+            remedy.contains(&format!("`{program} -t filter -A FORWARD -d")),
+            "{told}"
+        );
+        // Both tables are asked: what one accepts the other may drop.
+        run(&world.node, &format!("{program} -P FORWARD ACCEPT"));
+        assert_eq!(
+            world.trace("outside", "svc/default/web").arrives,
+            Arrival::Yes
+        );
     }
 }
 

@@ -28,6 +28,8 @@ use crate::six::six;
 pub(crate) enum Mode {
     Nft,
     Iptables,
+    /// By `iptables-legacy`.
+    Legacy,
 }
 
 pub(crate) struct World {
@@ -117,9 +119,13 @@ impl World {
                 let mut backend = node.run(NftBackend::open).unwrap();
                 backend.replace(&services(family)).unwrap();
             }
-            Mode::Iptables => node.run(|| {
+            Mode::Iptables | Mode::Legacy => node.run(|| {
                 require_tool("iptables-nft-restore", "iptables");
-                let mut backend = IptablesBackend::new(Options::default(), Variant::Nft);
+                let variant = match mode {
+                    Mode::Legacy => Variant::Legacy,
+                    _ => Variant::Nft,
+                };
+                let mut backend = IptablesBackend::new(Options::default(), variant);
                 backend.replace(&services(family)).unwrap();
             }),
         }
