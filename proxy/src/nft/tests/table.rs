@@ -1,14 +1,22 @@
 //! The Service contract as packets meet it: who asks (rows), where (columns), and what comes of it, under each
 //! policy and each way to tell pods' packets from others. The expectations stand in the tables; what the plan says
-//! and what a real packet meets in the kernel must both agree with them, for both families and in every mode.
+//! and what a real packet meets in the kernel must both agree with them, for both families and in every mode. So must
+//! what `twill trace` tells a person of the same kernel.
 //!
 //! Cells: the servers that may answer (`a` runs on this node, `b` on another one), and `+` where the server sees
 //! the node in place of the client; `refuse`, `drop`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
+use cli::kernel::Kernel;
+use cli::objects::Cluster;
+use cli::report::{Arrival, Hop, Trace};
+use cli::target::{From, To};
+use cli::trace::{Question, trace};
+use hostnet::nft::Proto;
 use hostnet::testkit::{Ns, ask_tcp_from};
 use hostnet::vocab::{Family, Subnet};
 
@@ -54,13 +62,16 @@ struct Site {
 enum Mode {
     Nft,
     Iptables(Naming),
+    /// By the old tables.
+    Legacy,
 }
 
 /// All of them. The old names have other rules, too.
-const MODES: [Mode; 3] = [
+const MODES: [Mode; 4] = [
     Mode::Nft,
     Mode::Iptables(Naming::Today),
     Mode::Iptables(Naming::Legacy),
+    Mode::Legacy,
 ];
 
 impl Mode {
@@ -68,8 +79,7 @@ impl Mode {
     /// node itself that nobody is behind an address of the outside. Such packets go wherever routes lead.
     fn leaves_open(self, client: &str, target: &str, cell: &str) -> bool {
         let is_far = ["balancer", "external"].contains(&target);
-        matches!(self, Mode::Iptables(_))
-            && (target == "other" || client == "node" && is_far && cell == "refuse")
+        self != Mode::Nft && (target == "other" || client == "node" && is_far && cell == "refuse")
     }
 }
 
@@ -222,15 +232,19 @@ impl Site {
 
     /// Makes the rules of a plan in the node.
     fn program(&self, plan: &crate::plan::Ruleset) {
-        let Mode::Iptables(naming) = self.mode else {
-            self.world.backend().replace(plan).unwrap();
-            return;
+        let (naming, variant) = match self.mode {
+            Mode::Nft => {
+                self.world.backend().replace(plan).unwrap();
+                return;
+            }
+            Mode::Iptables(naming) => (naming, Variant::Nft),
+            Mode::Legacy => (Naming::Today, Variant::Legacy),
         };
         let options = Options {
             naming,
             ..Options::default()
         };
-        let mut backend = IptablesBackend::new(options, Variant::Nft);
+        let mut backend = IptablesBackend::new(options, variant);
         self.world.node.run(|| backend.replace(plan)).unwrap();
     }
 
@@ -255,6 +269,56 @@ impl Site {
                 _ => panic!("{target}: {error}"),
             },
         }
+    }
+}
+
+/// What `twill trace` tells of a packet: the servers, each with whether it sees the node in place of the client; or the
+/// end, if it is to arrive nowhere.
+type Told = Result<BTreeMap<String, bool>, Outcome>;
+
+impl Site {
+    fn told(&self, packet: &Packet<'_>) -> (Told, Trace) {
+        let question = Question {
+            from: packet
+                .interface
+                .map_or(From::Node(None), |_| From::Address(packet.source)),
+            to: To::Address(packet.address, packet.port),
+            proto: Proto::TCP,
+            family: self.world.family,
+            sees_pods: false,
+        };
+        let mut kernel = Kernel::of(self.world.node.ns().clone(), Path::new("/nowhere")).unwrap();
+        let trace = trace(&mut kernel, &mut Cluster::default(), &[], &question).unwrap();
+        let mut servers = BTreeMap::new();
+        for hop in trace.hops.iter().filter(|hop| hop.stage == "endpoint") {
+            let address = hop.text.parse::<SocketAddr>().unwrap().ip();
+            let name = if address == self.world.at("pods.11") {
+                "a"
+            } else {
+                "b"
+            };
+            let masqueraded = hop.then.iter().any(|hop| hop.stage == "masquerade");
+            servers.insert(name.to_owned(), masqueraded);
+        }
+        let told = match (trace.arrives, servers.is_empty()) {
+            (Arrival::Yes, false) => Ok(servers),
+            (Arrival::No, _) => {
+                let hops = trace.hops.iter().flat_map(Hop::all);
+                let ends: Vec<&Hop> = hops.filter(|hop| hop.fault.is_some()).collect();
+                let refuses =
+                    |hop: &Hop| hop.text == "refused" || hop.text.to_lowercase().contains("reject");
+                Err(match ends[..] {
+                    [hop] if refuses(hop) => Outcome::Refuse,
+                    _ => Outcome::Drop,
+                })
+            }
+            // In iptables mode what no Service has goes where routes lead, and out there nobody has it either.
+            (Arrival::Yes, true) if trace.hops.last().is_some_and(|hop| hop.stage == "out") => {
+                Err(Outcome::Drop)
+            }
+            _ => panic!("{trace}"),
+        };
+        (told, trace)
     }
 }
 
@@ -411,6 +475,21 @@ fn check(site: &Site, scenario: &Scenario, table: &str) {
                     }
                     _ => assert_eq!(met, wanted, "{what}"),
                 }
+                let (told, trace) = site.told(&packet);
+                let wanted: Told = match wanted {
+                    Outcome::Answer {
+                        servers,
+                        masqueraded,
+                    } => Ok(servers
+                        .into_iter()
+                        .map(|server| {
+                            let meets_itself = client == "self" && server == "a";
+                            (server, masqueraded || meets_itself)
+                        })
+                        .collect()),
+                    end => Err(end),
+                };
+                assert_eq!(told, wanted, "{what}: {trace}");
             });
         }
     });
