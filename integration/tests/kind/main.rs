@@ -36,9 +36,16 @@ const STAYS: [&str; 3] = [
     "net.ipv4.conf.all.accept_redirects",
 ];
 
+/// The folder of the static binaries: those of `make dist`, or others that `make smoke` names.
+fn binaries() -> String {
+    let shipped = || format!("{ROOT}/target/x86_64-unknown-linux-gnu/dist");
+    std::env::var("TWILL_BINARIES").unwrap_or_else(|_| shipped())
+}
+
 /// A cluster of one of the configurations, with the image on its nodes.
 fn new_cluster(config: &str) -> Cluster {
-    let image = format!("{ROOT}/target/images/twill.tar");
+    let images = std::env::var("TWILL_IMAGES").unwrap_or_else(|_| format!("{ROOT}/target/images"));
+    let image = format!("{images}/twill.tar");
     assert!(
         std::path::Path::new(&image).is_file(),
         "{image} is missing: make it with `make images`"

@@ -4,7 +4,8 @@ use integration::kind::{Cluster, NODES};
 
 use crate::load::{self, Load, POD};
 use crate::{
-    ROOT, addresses, cluster_ips, install, leaves_nothing, look, new_cluster, reaches, rolled_out,
+    ROOT, addresses, binaries, cluster_ips, install, leaves_nothing, look, new_cluster, reaches,
+    rolled_out,
 };
 
 /// The connections that must not break: a node port by another node, a cluster IP by a node and by a pod, a host port.
@@ -54,7 +55,7 @@ fn smoke_twill_yaml_makes_a_kind_cluster_work_and_leaves_it_as_it_was() {
 /// The same binaries under the name of the next version, built by the engine.
 fn upgrade_image(cluster: &Cluster) -> &'static str {
     let next = "twill:0.1.0-next";
-    let built = format!("{ROOT}/target/x86_64-unknown-linux-gnu/dist");
+    let built = binaries();
     cluster
         .shell(&format!(
             "set -o pipefail; tar -c -C {built} flanneld twill-cni twill-proxy -C {ROOT}/manifests/image Dockerfile | DOCKER_BUILDKIT=0 docker build --quiet -t {next} - && kind load docker-image {next} --name twill"

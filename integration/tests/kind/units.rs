@@ -5,8 +5,8 @@ use integration::kind::{Cluster, NODES};
 use crate::events::all_restarted;
 use crate::load::{self, POD};
 use crate::{
-    KIND, PATIENCE, ROOT, addresses, cluster_ips, new_cluster, nodes_ready, pods_ready, reaches,
-    words,
+    KIND, PATIENCE, ROOT, addresses, binaries, cluster_ips, new_cluster, nodes_ready, pods_ready,
+    reaches, words,
 };
 
 const NAMES: [&str; 2] = ["flanneld", "twill-proxy"];
@@ -24,7 +24,7 @@ fn install(cluster: &Cluster) {
             .on(node, "mkdir -p /etc/twill /etc/cni/net.d /opt/cni/bin")
             .unwrap();
         for program in ["flanneld", "twill-cni", "twill-proxy"] {
-            let built = format!("{ROOT}/target/x86_64-unknown-linux-gnu/dist/{program}");
+            let built = format!("{}/{program}", binaries());
             cluster
                 .shell(&format!("docker cp {built} {node}:/usr/local/bin/"))
                 .unwrap();
