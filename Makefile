@@ -5,7 +5,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz smoke e2e conformance lint bench dist images manifests clean prepare benched
+.PHONY: help demo test fuzz smoke e2e conformance lint bench bench-kind dist images manifests clean prepare benched
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/twill
 DENY_VERSION := 0.20.2
@@ -20,7 +20,7 @@ IPTABLES := $(CACHE)/iptables-$(firstword $(shell cksum manifests/image/iptables
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 help:
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-11s %s\n' "$$target" "$$what"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-11s %s\n' "$$target" "$$what"; done
 
 demo: prepare ## A packet's whole way, each line read from the kernel (MODE=iptables: with kube-proxy's chains; KEEP=1 leaves the lab standing)
 	@$(STEP) "building Twill" cargo build --release --workspace --bins
@@ -49,7 +49,8 @@ smoke: prepare ## An installation on a kind cluster: hello-world, restart, upgra
 e2e: images ## Clusters made by kind: install, restart, upgrade, uninstall; pods and nodes that come and go
 	@integration/kind/prepare
 	@$(STEP) "building the test" cargo test --workspace --test kind --no-run
-	@$(STEP) "testing on kind clusters" $(KIND_TEST)
+	@mkdir -p target/e2e
+	@$(STEP) "testing on kind clusters" bash -o pipefail -c '$(KIND_TEST) 2>&1 | tee target/e2e/log'; status=$$?; integration/kind/summary target/e2e/log; exit $$status
 
 conformance: images ## The Kubernetes project's own network tests, on a kind cluster (FOCUS=… for some); reports in target/conformance
 	@integration/kind/prepare
@@ -69,6 +70,12 @@ bench: prepare benched ## The figures of the README, beside the programs that Tw
 	@$(STEP) "one change of a Service's endpoints" cargo bench --package proxy --bench pipeline
 	@$(STEP) "a trace among 10,000 Services" cargo bench --package cli --bench trace
 	@$(STEP) "one more peer" cargo bench --package flanneld --bench one_more
+
+# The program that measures is not what is measured: the one of tests does.
+bench-kind: images ## Twill beside flannel, the reference plugins and kube-proxy, on clusters made by kind
+	@integration/kind/prepare
+	@$(STEP) "building the benchmark" cargo bench --profile dev --package integration --bench kind --no-run
+	@$(STEP) "measuring on kind clusters" cargo bench --profile dev --package integration --bench kind
 
 # twill-cni by itself: beside the daemons its libraries would have features that it does without. It is linked with musl,
 # because it is started for each pod: glibc asks the processor some thirty questions (CPUID) at each start, of which a

@@ -1,11 +1,6 @@
 //! A cluster with flannel and kube-proxy becomes one of Twill, a node at a time, and a node goes back.
 
-use std::path::Path;
-use std::process::Command;
-
 use integration::kind::{Cluster, NODES};
-use integration::progress::Progress;
-use integration::upstream::{Module, Program, assets};
 
 use crate::load::{self, Load, POD};
 use crate::{
@@ -14,69 +9,6 @@ use crate::{
 };
 
 const LABEL: &str = "twill.io/network";
-
-/// Where Debian, and we, keep what was built once.
-fn cache() -> std::path::PathBuf {
-    let flannel = assets(Module::Flannel, &[Program::Flannel], Progress::shown()).unwrap();
-    flannel.parent().unwrap().to_owned()
-}
-
-/// The path of a program that is built once.
-pub(crate) fn built(module: Module, program: Program) -> String {
-    let folder = assets(module, &[program], Progress::shown()).unwrap();
-    folder.join(program.name()).to_str().unwrap().to_owned()
-}
-
-/// The image of flannel and kube-proxy, on all nodes.
-pub(crate) fn load_upstream(cluster: &Cluster) {
-    let image = Command::new(format!("{KIND}/upstream"))
-        .arg(cache())
-        .arg(built(Module::Flannel, Program::Flannel))
-        .arg(built(Module::Kubernetes, Program::KubeProxy))
-        .output()
-        .unwrap();
-    assert!(image.status.success(), "{image:?}");
-    cluster
-        .load(String::from_utf8_lossy(&image.stdout).trim())
-        .unwrap();
-}
-
-/// Applies a manifest of upstream's programs, which are told where the API server is.
-pub(crate) fn apply_upstream(cluster: &Cluster, name: &str) {
-    let server = &addresses(cluster, NODES[0])[0];
-    cluster
-        .shell(&format!(
-            "sed s/API_SERVER/{server}/ {KIND}/{name}.yaml | kubectl apply -f -"
-        ))
-        .unwrap();
-}
-
-/// flannel and kube-proxy, and the plugins that they come with.
-pub(crate) fn install_upstream(cluster: &Cluster) {
-    load_upstream(cluster);
-    let list = r#"{"name": "cbr0", "cniVersion": "0.3.1", "plugins": [{"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}}, {"type": "portmap", "capabilities": {"portMappings": true}}]}"#;
-    let plugins = [Program::Bridge, Program::HostLocal, Program::Portmap]
-        .map(|program| built(Module::CniPlugins, program));
-    for node in NODES {
-        for plugin in &plugins {
-            let name = Path::new(plugin).file_name().unwrap().to_str().unwrap();
-            let copy = format!("docker cp {plugin} {node}:/opt/cni/bin/{name}");
-            cluster.shell(&copy).unwrap();
-        }
-        cluster
-            .shell(&format!(
-                "docker cp {KIND}/flannel-cni {node}:/opt/cni/bin/flannel"
-            ))
-            .unwrap();
-        let write = r#"echo "$0" >/etc/cni/net.d/10-flannel.conflist"#;
-        cluster
-            .shell(&format!("docker exec {node} bash -c '{write}' '{list}'"))
-            .unwrap();
-    }
-    for name in ["flannel", "kube-proxy"] {
-        apply_upstream(cluster, name);
-    }
-}
 
 /// Waits until the pods of these names (as far as the pods' own) on a node are these, all Ready.
 pub(crate) fn daemons(cluster: &Cluster, node: &str, expected: &[&str]) {
@@ -130,7 +62,10 @@ pub(crate) fn label(cluster: &Cluster, node: &str, value: &str) {
 fn a_cluster_of_flannel_and_kube_proxy_migrates_node_by_node_and_a_node_goes_back() {
     let cluster = new_cluster("cluster.yaml");
     let migration = format!("{ROOT}/manifests/flannel-migration");
-    install_upstream(&cluster);
+    cluster.load_upstream().unwrap();
+    for name in ["flannel", "kube-proxy"] {
+        cluster.apply_upstream(name).unwrap();
+    }
     nodes_ready(&cluster);
     for node in NODES {
         daemons(&cluster, node, &["kube-flannel-ds", "kube-proxy"]);

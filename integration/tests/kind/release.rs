@@ -1,9 +1,10 @@
 //! A release of helm's; metrics that answer to others; a kube-proxy that stays.
 
 use integration::kind::{Cluster, NODES};
-use integration::upstream::{Module, Program};
+use integration::progress::Progress;
+use integration::upstream::{Module, Program, assets};
 
-use crate::migration::{apply_upstream, built, daemons, label, load_upstream};
+use crate::migration::{daemons, label};
 use crate::{
     KIND, PATIENCE, ROOT, addresses, hello, new_cluster, nodes_ready, pods_ready, reaches,
     rolled_out,
@@ -35,8 +36,12 @@ fn kinds_of_prometheus(cluster: &Cluster) {
 #[test]
 fn a_release_of_helms_then_monitors_then_a_kube_proxy_that_stays() {
     let cluster = new_cluster("cluster.yaml");
-    let helm = built(Module::Helm, Program::Helm);
-    let release = format!("HOME=$TWILL_KIND_RUN {helm} --namespace kube-system");
+    let helm = assets(Module::Helm, &[Program::Helm], Progress::shown()).unwrap();
+    let helm = helm.join(Program::Helm.name());
+    let release = format!(
+        "HOME=$TWILL_KIND_RUN {} --namespace kube-system",
+        helm.display()
+    );
     cluster
         .shell(&format!(
             "{release} install twill {ROOT}/manifests/chart --wait --timeout 180s"
@@ -87,7 +92,7 @@ fn a_release_of_helms_then_monitors_then_a_kube_proxy_that_stays() {
     }
 
     // kube-proxy takes twill-proxy's place.
-    load_upstream(&cluster);
+    cluster.load_upstream().unwrap();
     cluster
         .kubectl(&format!("apply -k {ROOT}/manifests/with-kube-proxy"))
         .unwrap();
@@ -97,7 +102,7 @@ fn a_release_of_helms_then_monitors_then_a_kube_proxy_that_stays() {
     for node in NODES {
         daemons(&cluster, node, &["flanneld"]);
     }
-    apply_upstream(&cluster, "kube-proxy");
+    cluster.apply_upstream("kube-proxy").unwrap();
     for node in NODES {
         daemons(&cluster, node, &["flanneld", "kube-proxy"]);
     }
