@@ -1,7 +1,7 @@
 //! Memory of this process that it has freed, and the allocator keeps.
 
 /// Gives it back to the kernel. After work that needed far more than what is left of it; takes milliseconds.
-#[expect(unsafe_code, reason = "no crate wraps it")]
+#[cfg_attr(target_env = "gnu", expect(unsafe_code, reason = "no crate wraps it"))]
 pub fn release() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim(3) touches nothing that is in use, and may be called by any thread.
@@ -13,7 +13,7 @@ pub fn release() {
 /// Has each block of this size or more be a mapping of its own, which goes back to the kernel when it is freed. By
 /// itself the allocator raises that limit to what it sees freed, up to 32 MiB; and of the end of a thread's own heap
 /// [`release`] gives nothing back. Once, at the start. What is smaller is reused: each mapping costs its pages anew.
-#[expect(unsafe_code, reason = "no crate wraps it")]
+#[cfg_attr(target_env = "gnu", expect(unsafe_code, reason = "no crate wraps it"))]
 pub fn map_large_blocks() {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt(3) sets a number, under the allocator's lock.
