@@ -568,6 +568,7 @@ fn it_runs_with_the_rights_and_files_of_its_manifest() {
         "/etc/cni/net.d",
         "/host/proc/sys/net",
         "/run/flannel",
+        "/var/lib/cni",
         "/var/lib/twill",
     ];
     assert_eq!(writable, expected, "{mounts}");
