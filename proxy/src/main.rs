@@ -97,14 +97,16 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     // This thread reads what the API server tells and programs the kernel: one that woke another for each message would
     // cost more than both. While the kernel works it blocks, and a second one answers at the ports.
-    let runtime = |mut builder: Builder| {
-        let built = builder.enable_all().build();
-        built.context("cannot start the runtime")
-    };
-    let mut one_more = Builder::new_multi_thread();
-    one_more.worker_threads(1);
-    let answers = runtime(one_more)?;
-    let result = runtime(Builder::new_current_thread())?.block_on(async {
+    let answers = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime that answers")?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(async {
         let stop = agent::shutdown::on_signal().context("cannot handle signals")?;
         Ok(daemon::run(args, config, answers.handle(), stop).await?)
     });

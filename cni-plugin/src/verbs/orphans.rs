@@ -5,6 +5,7 @@ use std::path::Path;
 
 use hostnet::netlink::Rtnl;
 use hostnet::nft::Nft;
+use hostnet::vocab::names;
 
 use super::teardown::Teardown;
 use crate::error::{CniError, Code};
@@ -12,7 +13,7 @@ use crate::ipam::Store;
 use crate::record::{Record, Records};
 
 /// Where runtimes keep the network namespaces of containers (containerd, CRI-O), as records have it.
-const NAMESPACES: [&str; 2] = ["/run/netns", "/var/run/netns"];
+const NAMESPACES: [&str; 2] = [names::NETNS_DIR, "/var/run/netns"];
 
 /// Takes down the attachments that no container can have any more. Returns whose they were.
 ///

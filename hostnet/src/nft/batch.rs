@@ -189,15 +189,14 @@ impl Compiler<'_> {
                 }
             }),
             Op::DeleteTable => self.message(at, msg::DELTABLE, 0, |w| w.str(table::NAME, &name)),
-            Op::AddSet(decl) => {
+            op @ (Op::AddSet(decl) | Op::ResizeSet(decl)) => {
+                let flags = match op {
+                    Op::AddSet(_) => NEW,
+                    _ => wire::F_CREATE,
+                };
                 // Any number that no other set of this transaction has.
                 let id = at as u32 + 1;
-                self.message(at, msg::NEWSET, NEW, |w| decl.encode(w, &name, id));
-            }
-            Op::ResizeSet(decl) => {
-                self.message(at, msg::NEWSET, wire::F_CREATE, |w| {
-                    decl.encode(w, &name, at as u32 + 1);
-                });
+                self.message(at, msg::NEWSET, flags, |w| decl.encode(w, &name, id));
             }
             Op::DeleteSet(decl) => self.message(at, msg::DELSET, 0, |w| {
                 w.str(set::TABLE, &name);

@@ -271,14 +271,11 @@ impl fmt::Display for OpText<'_> {
             } => write!(f, "add table {table} {{ {comment}; }}"),
             Op::AddTable { comment: None } => write!(f, "add table {table}"),
             Op::DeleteTable => write!(f, "delete table {table}"),
-            Op::AddSet(decl) => {
+            // To add one that is there changes its size.
+            Op::AddSet(decl) | Op::ResizeSet(decl) => {
                 write!(f, "add {} {table} {} {{", decl.word(), decl.name)?;
                 set_body(f, decl)?;
                 f.write_str(" }")
-            }
-            Op::ResizeSet(decl) => {
-                let (word, name, size) = (decl.word(), &decl.name, decl.size.unwrap_or(0));
-                write!(f, "add {word} {table} {name} {{ size {size}; }}")
             }
             Op::DeleteSet(decl) => write!(f, "delete {} {table} {}", decl.word(), decl.name),
             Op::AddChain(name, chain) => {

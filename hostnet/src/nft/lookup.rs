@@ -140,31 +140,17 @@ impl Nft {
     /// [`Error::Read`], [`Error::Socket`].
     pub fn base_chains(&mut self) -> Result<Vec<BaseChain>, Error> {
         let mut chains = Vec::new();
-        for family in FAMILIES {
-            let nfproto = family.map_or(wire::NFPROTO_INET, wire::nfproto);
-            let each = |message: &Message<'_>| {
-                let attrs = message.attrs();
-                let names = (attrs.str(chain::TABLE), attrs.str(chain::NAME));
-                if let ((Some(table), Some(name)), Some(base)) = (names, decode_base(attrs)) {
-                    let table = AnyTable {
-                        family,
-                        name: table.into(),
-                    };
-                    let name = name.into();
-                    chains.push(BaseChain { table, name, base });
-                }
-            };
-            let (kind, what) = (msg::GETCHAIN, "chains");
-            request(
-                &mut self.socket,
-                kind,
-                wire::F_DUMP,
-                nfproto,
-                what,
-                |_| {},
-                each,
-            )?;
-        }
+        self.each_of_all(msg::GETCHAIN, "chains", |family, attrs| {
+            let names = (attrs.str(chain::TABLE), attrs.str(chain::NAME));
+            if let ((Some(table), Some(name)), Some(base)) = (names, decode_base(attrs)) {
+                let table = AnyTable {
+                    family,
+                    name: table.into(),
+                };
+                let name = name.into();
+                chains.push(BaseChain { table, name, base });
+            }
+        })?;
         Ok(chains)
     }
 
@@ -277,26 +263,12 @@ impl Nft {
     /// [`Error::Read`], [`Error::Socket`].
     pub fn all_tables(&mut self) -> Result<Vec<AnyTable>, Error> {
         let mut tables = Vec::new();
-        for family in FAMILIES {
-            let nfproto = family.map_or(wire::NFPROTO_INET, wire::nfproto);
-            let each = |message: &Message<'_>| {
-                let name = message.attrs().str(table::NAME);
-                tables.extend(name.map(|name| AnyTable {
-                    family,
-                    name: name.into(),
-                }));
-            };
-            let (kind, what) = (msg::GETTABLE, "tables");
-            request(
-                &mut self.socket,
-                kind,
-                wire::F_DUMP,
-                nfproto,
-                what,
-                |_| {},
-                each,
-            )?;
-        }
+        self.each_of_all(msg::GETTABLE, "tables", |family, attrs| {
+            tables.extend(attrs.str(table::NAME).map(|name| AnyTable {
+                family,
+                name: name.into(),
+            }));
+        })?;
         Ok(tables)
     }
 
@@ -327,6 +299,28 @@ impl Nft {
             contents.sets.push(SetContents { decl, elements });
         }
         Ok(contents)
+    }
+
+    /// All objects of a kind that see IP packets, whosever they are, with the family of their table.
+    fn each_of_all(
+        &mut self,
+        kind: u8,
+        what: &str,
+        mut each: impl FnMut(Option<Family>, Attrs<'_>),
+    ) -> Result<(), Error> {
+        for family in FAMILIES {
+            let nfproto = family.map_or(wire::NFPROTO_INET, wire::nfproto);
+            request(
+                &mut self.socket,
+                kind,
+                wire::F_DUMP,
+                nfproto,
+                what,
+                |_| {},
+                |message: &Message<'_>| each(family, message.attrs()),
+            )?;
+        }
+        Ok(())
     }
 
     /// All objects of a kind in a table, of which `of` is the attribute that names it: kernels do not filter all.
