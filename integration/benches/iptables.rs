@@ -3,7 +3,8 @@
 //!
 //! On iptables-nft, which most hosts use, and on iptables-legacy; with 10,000 Services on the latter alone: there one
 //! restore of the former takes more than a minute, whoever asks for it. A change on iptables-legacy has the kernel
-//! take its whole table anew, which no proxy can spare it.
+//! take its whole table anew, which no proxy can spare it: `iptables-restore` is measured by itself, with the same rules
+//! and with one chain more, and what each side needs beside it is printed too.
 
 #[path = "report/proxies.rs"]
 mod proxies;
@@ -11,11 +12,13 @@ mod report;
 #[path = "report/resources.rs"]
 mod resources;
 
+use std::time::Instant;
+
 use anyhow::Result;
 use integration::Node;
 use integration::progress::Progress;
 use proxies::Side;
-use report::table;
+use report::{Samples, table};
 
 /// One row of the benchmark.
 struct Case {
@@ -42,6 +45,9 @@ const CASES: [Case; 3] = [
         rounds: 2,
     },
 ];
+
+/// Chains that are put in one by one, beside all rules.
+const CHAINS: usize = 5;
 
 fn main() -> Result<()> {
     let progress = Progress::shown();
@@ -77,17 +83,61 @@ fn main() -> Result<()> {
             }
         }
         let [ours, theirs] = &sides;
-        table(
-            &format!("{services}, {variant}: start → served"),
-            [(ours.name, &ours.start), (theirs.name, &theirs.start)],
-        );
-        table(
-            &format!("{services}, {variant}: one change"),
-            [(ours.name, &ours.change), (theirs.name, &theirs.change)],
-        );
+        let [all, one] = restores(ours.node, variant, case.rounds)?;
+        let rows = [
+            ("start → served", &ours.start, &theirs.start, all),
+            ("one change", &ours.change, &theirs.change, one),
+        ];
+        for (what, our_times, their_times, alone) in rows {
+            let what = format!("{services}, {variant}: {what}");
+            table(&what, [(ours.name, our_times), (theirs.name, their_times)]);
+            print_beside(&alone, our_times, their_times);
+        }
         resources::print(&format!("{services} services × 2, {variant}"), &used);
     }
     Ok(())
+}
+
+/// Prints the median of what is no side's own, and how much the first needs of the second beside it: nothing, where it takes
+/// no longer than that.
+#[expect(clippy::print_stdout, reason = "the benchmark's result")]
+fn print_beside(alone: &Samples, ours: &Samples, theirs: &Samples) {
+    let restore = alone.percentile(50);
+    let beside = |percent| {
+        let rest = |samples: &Samples| samples.percentile(percent) - restore;
+        rest(ours).max(0.0) / rest(theirs)
+    };
+    println!("  {:<22}{restore:>12.2}", "iptables-restore alone");
+    println!(
+        "  {:<22}{:>12.2}{:>12.2}",
+        "ratio beside it",
+        beside(50),
+        beside(95)
+    );
+}
+
+/// How long `iptables-restore` by itself takes on a node that has all rules: for all of them anew, and for one more chain.
+fn restores(node: &Node, variant: &str, rounds: usize) -> Result<[Samples; 2]> {
+    const FILE: &str = "/etc/twill/rules";
+    let machine = node.machine();
+    let restore = |rules: &str, samples: &mut Samples| -> Result<()> {
+        machine.write(FILE, rules)?;
+        let started = Instant::now();
+        machine.run(&format!("iptables-restore --wait --noflush {FILE}"))?;
+        samples.push(started.elapsed());
+        Ok(())
+    };
+    let rules = machine.run("iptables-save")?;
+    let [mut all, mut one] = [Samples::default(), Samples::default()];
+    for round in 0..rounds {
+        clear(node, variant)?;
+        restore(&rules, &mut all)?;
+        for chain in 0..CHAINS {
+            let more = format!("*nat\n:MORE-{round}-{chain} - [0:0]\nCOMMIT\n");
+            restore(&more, &mut one)?;
+        }
+    }
+    Ok([all, one])
 }
 
 /// Has a machine use this variant of iptables, by the name that kube-proxy calls, and takes all rules away.
