@@ -1,6 +1,6 @@
 //! The small HTTP server of a daemon: health on one port, metrics on another, a few answers each.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
@@ -72,6 +72,10 @@ impl Reply {
 pub trait Handler: Fn(&str) -> Reply + Send + Sync + 'static {}
 impl<F: Fn(&str) -> Reply + Send + Sync + 'static> Handler for F {}
 
+/// The same, for answers that take their time.
+pub trait SlowHandler<F>: Fn(&str) -> F + Send + Sync + 'static {}
+impl<F, T: Fn(&str) -> F + Send + Sync + 'static> SlowHandler<F> for T {}
+
 /// A port that cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -110,6 +114,15 @@ impl Listener {
 
     /// Serves until `stop` is cancelled; connections that are open then are dropped.
     pub async fn serve(self, handler: impl Handler, stop: CancellationToken) {
+        let at_once = move |target: &str| future::ready(handler(target));
+        self.serve_slow(at_once, stop).await;
+    }
+
+    /// [`Listener::serve`], with answers that are waited for.
+    pub async fn serve_slow<F>(self, handler: impl SlowHandler<F>, stop: CancellationToken)
+    where
+        F: Future<Output = Reply> + Send + 'static,
+    {
         let handler = Arc::new(handler);
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
         let accept = async {
@@ -122,8 +135,8 @@ impl Listener {
                 let (handler, stop) = (Arc::clone(&handler), stop.clone());
                 tokio::spawn(async move {
                     let answer = service_fn(move |request| {
-                        let response = respond(&*handler, &request);
-                        async move { Ok::<_, Infallible>(response) }
+                        let handler = Arc::clone(&handler);
+                        async move { Ok::<_, Infallible>(respond(&*handler, &request).await) }
                     });
                     let connection = http1::Builder::new()
                         .timer(TokioTimer::new())
@@ -144,13 +157,16 @@ impl Listener {
     }
 }
 
-fn respond(handler: &impl Handler, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn respond<F: Future<Output = Reply>>(
+    handler: &impl SlowHandler<F>,
+    request: &Request<Incoming>,
+) -> Response<Full<Bytes>> {
     let target = request
         .uri()
         .path_and_query()
         .map_or("/", |target| target.as_str());
     let reply = match *request.method() {
-        Method::GET | Method::HEAD => handler(target),
+        Method::GET | Method::HEAD => handler(target).await,
         _ => Reply::text(405, "only GET\n"),
     };
     let mut response = Response::new(Full::from(reply.body));

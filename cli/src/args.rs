@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{IsTerminal as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -13,17 +13,18 @@ use hostnet::nft::Proto;
 use hostnet::vocab::{Family, names};
 use serde::Serialize;
 
-use crate::doctor::{Findings, Host, Severity, examine};
+use crate::doctor::{Finding, Findings, Host, OfNode, OfNodes, Severity, examine};
 use crate::dump::{self, ByDumps, Dump};
+use crate::far;
 use crate::fix::Fix;
 use crate::kernel::Kernel;
+use crate::matrix::{self, Matrix};
 use crate::objects::{ApiServer, Cluster, Wanted};
 use crate::onward::{self, ByCommand, FromHere};
 use crate::pods::{PodTable, pods};
-use crate::probe;
 use crate::report::{Arrival, Trace};
 use crate::saved;
-use crate::status::{NodeStatus, StatusTable, status};
+use crate::status::{self, NodeStatus, StatusTable, status};
 use crate::target::{From, To};
 use crate::top::{Order, UseTable, top};
 use crate::trace::{Question, networks, trace};
@@ -123,18 +124,23 @@ struct ManArgs {
     dir: PathBuf,
 }
 
-/// Sends real packets to every other node, through the tunnel and beside it
+/// Sends real packets from every node to every other, through the tunnel and beside it
 ///
-/// Small packets and such of full size to each node that flanneld has a route to, and a TCP connection to a Service if
-/// one is named. What is lost is told with the usual reason and the remedy. The exit status is 1 if anything is.
+/// Small packets and such of full size to each node that flanneld has a route to, and a TCP connection to a Service.
+/// Each node's flanneld sends its own, asked as for `trace`; this node's are sent directly. It prints a matrix of the
+/// times, and of what is lost the usual reason and the remedy, with what `doctor` finds on both nodes. Where Nodes are
+/// not seen, and with `--here`, this node alone sends. The exit status is 1 if anything is lost, or not seen.
 #[derive(Debug, clap::Args)]
 struct ProbeArgs {
     /// How many packets of either size each node is sent
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=i64::from(far::Probe::MOST)))]
     count: u16,
-    /// A Service to connect to: `ADDRESS:PORT`, such as that of `kubernetes`
+    /// A TCP port of a Service to connect to; that of `kubernetes` if Nodes are seen
     #[arg(long, value_name = "ADDRESS:PORT")]
     service: Option<SocketAddr>,
+    /// Send from this node alone
+    #[arg(long)]
+    here: bool,
 }
 
 /// Shows which Services are used: connections and bytes for each endpoint, by this node's table of connections
@@ -170,18 +176,22 @@ struct StatusArgs {
     wait: Option<u64>,
 }
 
-/// Looks for what is wrong on this node, whoever sends packets
+/// Looks for what is wrong on this node, or on all, whoever sends packets
 ///
 /// Each finding has a severity, the evidence and the remedy. Nothing is changed but with `--fix`. The exit status is 1 if
-/// there is (or, after `--fix`, is still) a finding of severity `error`.
+/// there is (or, after `--fix`, is still) a finding of severity `error`, or with `--all` a node that is not seen. Of other
+/// nodes their flanneld tells, which does not see the processes of its host.
 #[derive(Debug, clap::Args)]
 struct DoctorArgs {
     /// Where the container runtime looks for CNI configurations
     #[arg(long, value_name = "DIR", default_value = CNI_CONF_DIR)]
     cni_conf_dir: PathBuf,
     /// Do what the daemons would do: switches, devices that are down, the bridge's address
-    #[arg(long)]
+    #[arg(long, conflicts_with = "all")]
     fix: bool,
+    /// All nodes, each asked as for `trace`
+    #[arg(long)]
+    all: bool,
 }
 
 /// Writes all that can be known of this node and its cluster into one archive, for somebody who cannot be here
@@ -310,15 +320,7 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
             };
             told(&trace, args.output, out)
         }
-        Command::Probe(how) => {
-            let peers = probe::peers(&mut kernel)?;
-            let report = probe::Report {
-                peers: probe::probe(&peers, how.count.into()).context("no socket for echoes")?,
-                service: how.service.map(probe::connect),
-            };
-            *out += &args.output.show(&report, &report)?;
-            Ok(u8::from(!report.is_well()))
-        }
+        Command::Probe(how) => send(args, how, &mut kernel, out),
         Command::Top(how) => {
             let is_live =
                 args.output == Output::Text && !how.once && std::io::stdout().is_terminal();
@@ -333,11 +335,7 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
             let server = server(args)?;
             let mut cluster = cluster(server.as_ref());
             let reach = reach(args, server, &mut kernel)?;
-            let here = reach
-                .own
-                .first()
-                .copied()
-                .unwrap_or(Family::V4.unspecified());
+            let here = reach.here();
             let started = Instant::now();
             loop {
                 let nodes = status(&mut cluster, here, &reach);
@@ -351,15 +349,24 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
                     continue;
                 }
                 *out += &args.output.show(&nodes, &StatusTable(&nodes))?;
-                for note in cluster
-                    .notes()
-                    .iter()
-                    .filter(|_| args.output == Output::Text)
-                {
-                    *out += &format!("not seen: {note}\n");
-                }
+                not_seen(args, &cluster, out);
                 return Ok(u8::from(!is_well));
             }
+        }
+        Command::Doctor(how) if how.all => {
+            let server = server(args)?;
+            let mut cluster = cluster(server.as_ref());
+            let reach = reach(args, server, &mut kernel)?;
+            let here = reach.here();
+            let places = status::places(&mut cluster, here);
+            let answers = onward::everywhere(&places, &reach, far::DOCTOR, || {
+                findings(args, &how.cni_conf_dir, &mut kernel)
+            });
+            let nodes = places.iter().map(ToString::to_string).zip(answers);
+            let nodes: Vec<OfNode> = nodes.map(|(name, told)| OfNode::new(name, told)).collect();
+            *out += &args.output.show(&nodes, &OfNodes(&nodes))?;
+            not_seen(args, &cluster, out);
+            Ok(u8::from(!nodes.iter().all(OfNode::is_well)))
         }
         Command::Doctor(how) => {
             let host = Host::observe(&how.cni_conf_dir);
@@ -387,6 +394,66 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
             Ok(0)
         }
     }
+}
+
+/// What objects could not tell, for people.
+fn not_seen(args: &Args, cluster: &Cluster, out: &mut String) {
+    if args.output == Output::Text {
+        for note in cluster.notes() {
+            *out += &format!("not seen: {note}\n");
+        }
+    }
+}
+
+/// What is wrong with this node.
+fn findings(args: &Args, cni_conf_dir: &Path, kernel: &mut Kernel) -> Result<Vec<Finding>, String> {
+    let found = networks(&args.subnet_file)
+        .and_then(|networks| examine(kernel, &networks, &Host::observe(cni_conf_dir)));
+    found.map_err(|error| format!("{error:#}"))
+}
+
+/// Sends packets, from all nodes if they are seen.
+fn send(args: &Args, how: &ProbeArgs, kernel: &mut Kernel, out: &mut String) -> anyhow::Result<u8> {
+    let mut asked = far::Probe {
+        count: how.count,
+        service: how.service,
+    };
+    let server = server(args)?.filter(|_| !how.here);
+    let mut cluster = cluster(server.as_ref());
+    let Some(members) = matrix::members(&mut cluster) else {
+        let report = asked.send(kernel)?;
+        *out += &args.output.show(&report, &report)?;
+        not_seen(args, &cluster, out);
+        return Ok(u8::from(!report.is_well()));
+    };
+    asked.service = asked
+        .service
+        .or_else(|| matrix::service_of_all(&mut cluster));
+    let reach = reach(args, server, kernel)?;
+    let places: Vec<_> = members.iter().map(|member| member.place.clone()).collect();
+    let answers = onward::everywhere(&places, &reach, &asked.target(), || {
+        asked.send(kernel).map_err(|error| format!("{error:#}"))
+    });
+    let mut matrix = Matrix::of(&members, answers);
+    if let Some(service) = how.service.filter(|_| !matrix.is_of_services()) {
+        anyhow::bail!("--service {service}: on no node a rule of twill-proxy leads there");
+    }
+    let in_trouble: Vec<_> = matrix.in_trouble().into_iter().map(str::to_owned).collect();
+    let places: Vec<_> = places
+        .into_iter()
+        .filter(|place| in_trouble.contains(&place.to_string()))
+        .collect();
+    let told = onward::everywhere(&places, &reach, far::DOCTOR, || {
+        findings(args, CNI_CONF_DIR.as_ref(), kernel)
+    });
+    let told = places.iter().map(ToString::to_string).zip(told);
+    // What is not seen there is told by its row.
+    matrix.findings = told
+        .filter_map(|(node, found)| Some((node, found.ok()?)))
+        .collect();
+    *out += &args.output.show(&matrix, &matrix)?;
+    not_seen(args, &cluster, out);
+    Ok(u8::from(!matrix.is_well()))
 }
 
 /// The API server, if one is known.

@@ -10,7 +10,7 @@ use hostnet::netlink::{Link, LinkKind};
 use hostnet::nft::{ChainKind, Hook, Policy, TableId};
 use hostnet::vocab::{Family, names};
 use hostnet::xtables;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::fix::Fix;
 use crate::legacy;
@@ -20,7 +20,7 @@ use crate::view::{Result, View};
 use crate::walk::kube;
 
 /// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Severity {
     /// Packets are lost.
@@ -30,7 +30,7 @@ pub enum Severity {
 }
 
 /// Something that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
     /// How bad it is.
@@ -454,6 +454,75 @@ fn is_flannels(link: &Link) -> bool {
     name.starts_with("flannel.") || name.starts_with("flannel-v6.")
 }
 
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = match self.severity {
+            Severity::Error => "✗",
+            Severity::Warning => "!",
+        };
+        writeln!(f, "{sign} {}", self.what)?;
+        writeln!(f, "  evidence: {}", self.evidence)?;
+        write!(f, "  remedy: {}", self.remedy)
+    }
+}
+
+/// What was found on each node.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OfNode {
+    /// Its name.
+    pub node: String,
+    /// What is wrong with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub findings: Option<Vec<Finding>>,
+    /// Why that is not seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
+}
+
+impl OfNode {
+    /// What a node has answered.
+    pub fn new(node: String, answer: std::result::Result<Vec<Finding>, String>) -> OfNode {
+        let (findings, missing) = match answer {
+            Ok(findings) => (Some(findings), None),
+            Err(why) => (None, Some(why)),
+        };
+        OfNode {
+            node,
+            findings,
+            missing,
+        }
+    }
+
+    /// Whether it is seen, and has no error.
+    pub fn is_well(&self) -> bool {
+        let is_ill = |found: &Vec<Finding>| found.iter().any(|f| f.severity == Severity::Error);
+        self.findings.as_ref().is_some_and(|found| !is_ill(found))
+    }
+}
+
+/// All nodes' findings for people.
+#[derive(Debug)]
+pub struct OfNodes<'a>(pub &'a [OfNode]);
+
+impl fmt::Display for OfNodes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for of in self.0 {
+            match (&of.findings, &of.missing) {
+                (Some(findings), _) if findings.is_empty() => {}
+                (Some(findings), _) => writeln!(f, "node {}:\n{}", of.node, Findings(findings))?,
+                (None, why) => {
+                    let why = why.as_deref().unwrap_or_default();
+                    writeln!(f, "✗ node {} does not answer: {why}\n", of.node)?;
+                }
+            }
+        }
+        let sound = |of: &&OfNode| of.findings.as_ref().is_some_and(Vec::is_empty);
+        let sound = self.0.iter().filter(sound).count();
+        writeln!(f, "nothing is wrong on {sound} of {} nodes", self.0.len())
+    }
+}
+
 /// Findings for people.
 #[derive(Debug)]
 pub struct Findings<'a>(pub &'a [Finding]);
@@ -461,13 +530,7 @@ pub struct Findings<'a>(pub &'a [Finding]);
 impl fmt::Display for Findings<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for finding in self.0 {
-            let sign = match finding.severity {
-                Severity::Error => "✗",
-                Severity::Warning => "!",
-            };
-            writeln!(f, "{sign} {}", finding.what)?;
-            writeln!(f, "  evidence: {}", finding.evidence)?;
-            writeln!(f, "  remedy: {}", finding.remedy)?;
+            writeln!(f, "{finding}")?;
         }
         match self.0.len() {
             0 => writeln!(f, "nothing is wrong that can be seen from this node"),

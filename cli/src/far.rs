@@ -1,21 +1,52 @@
-//! What a node tells others of the way through it: flanneld answers on its loopback metrics port, from the kernel alone.
+//! What a node tells those elsewhere: flanneld answers on its loopback metrics port, from the kernel alone. The way of a
+//! packet through it, what is wrong with it, and what came of packets that it sends to all others.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::Context as _;
 use hostnet::nft::Proto;
 use hostnet::vocab::Family;
 
+use crate::doctor::{Host, examine};
 use crate::kernel::Kernel;
 use crate::objects::Cluster;
+use crate::probe;
 use crate::report::{Onward, Trace};
 use crate::target::{From, To};
 use crate::trace::{PodNetwork, Question, networks, trace};
 use crate::view::View;
 
-/// The path under which a node answers.
-pub const PATH: &str = "/trace";
+/// Asks for a packet's way: [`Query`].
+const TRACE: &str = "/trace";
+/// Asks for what is wrong: no question.
+pub const DOCTOR: &str = "/doctor";
+/// Asks for packets to all others: [`Probe`].
+const PROBE: &str = "/probe";
+
+/// Whether a node answers this path and query at all.
+pub fn is_known(target: &str) -> bool {
+    [TRACE, DOCTOR, PROBE].contains(&path_of(target))
+}
+
+/// Whether its answer takes so long as packets that are lost.
+pub(crate) fn is_slow(target: &str) -> bool {
+    path_of(target) == PROBE
+}
+
+fn path_of(target: &str) -> &str {
+    target.split_once('?').map_or(target, |(path, _)| path)
+}
+
+/// The value of a key in the query; what is wrong with it as an error. `None`: it is not there.
+fn given<T: FromStr>(target: &str, key: &str) -> Result<Option<T>, String> {
+    let query = target.split_once('?').map_or("", |(_, query)| query);
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let value = pairs.find(|(k, _)| *k == key).map(|(_, value)| value);
+    let parsed = value.map(|text| text.parse().map_err(|_| format!("{key}={text:?} is none")));
+    parsed.transpose()
+}
 
 /// What is asked of a node: a packet that comes in there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +72,7 @@ impl Query {
     /// Path and query of a request.
     pub fn target(&self) -> String {
         let Query { from, to, proto } = self;
-        format!("{PATH}?from={from}&to={to}&proto={}", proto.0)
+        format!("{TRACE}?from={from}&to={to}&proto={}", proto.0)
     }
 
     /// The reverse of [`Query::target`]. `None` if it is another path.
@@ -49,24 +80,78 @@ impl Query {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(target: &str) -> Option<Result<Query, String>> {
-        let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        (path == PATH).then(|| {
-            let value = |key: &str| {
-                let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-                let found = pairs.find(|(k, _)| *k == key).map(|(_, value)| value);
-                found.ok_or_else(|| {
-                    format!("{PATH}?from=ADDRESS&to=ADDRESS:PORT&proto=NUMBER: no {key}")
-                })
-            };
-            let wrong = |key: &str, text: &str| format!("{key}={text:?} is none");
-            let (from, to, proto) = (value("from")?, value("to")?, value("proto")?);
+        let missing =
+            |key| move || format!("{TRACE}?from=ADDRESS&to=ADDRESS:PORT&proto=NUMBER: no {key}");
+        (path_of(target) == TRACE).then(|| {
             Ok(Query {
-                from: from.parse().map_err(|_| wrong("from", from))?,
-                to: to.parse().map_err(|_| wrong("to", to))?,
-                proto: Proto(proto.parse().map_err(|_| wrong("proto", proto))?),
+                from: given(target, "from")?.ok_or_else(missing("from"))?,
+                to: given(target, "to")?.ok_or_else(missing("to"))?,
+                proto: Proto(given(target, "proto")?.ok_or_else(missing("proto"))?),
             })
         })
     }
+}
+
+/// What a node is asked to send to all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Packets of either size to each.
+    pub count: u16,
+    /// A Service to connect to.
+    pub service: Option<SocketAddr>,
+}
+
+impl Probe {
+    /// The most packets of either size that a node sends for one question.
+    pub const MOST: u16 = 20;
+
+    /// Path and query of a request.
+    pub fn target(&self) -> String {
+        let service = self.service.map(|service| format!("&service={service}"));
+        format!(
+            "{PROBE}?count={}{}",
+            self.count,
+            service.unwrap_or_default()
+        )
+    }
+
+    /// The reverse of [`Probe::target`]. `None` if it is another path.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(target: &str) -> Option<Result<Probe, String>> {
+        (path_of(target) == PROBE).then(|| {
+            let count = given(target, "count")?.unwrap_or(1);
+            if !(1..=Probe::MOST).contains(&count) {
+                return Err(format!("count={count} is not 1 to {}", Probe::MOST));
+            }
+            let service = given(target, "service")?;
+            Ok(Probe { count, service })
+        })
+    }
+
+    /// Sends them from this node, or rather from the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel cannot be read, or gives no socket.
+    pub fn send(&self, view: &mut dyn View) -> anyhow::Result<probe::Report> {
+        let peers = probe::peers(view)?;
+        Ok(probe::Report {
+            peers: probe::probe(&peers, self.count.into()).context("no socket for echoes")?,
+            service: self.service.map(probe::connect),
+        })
+    }
+}
+
+/// Where a node has what is not in its kernel.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// Records of twill-cni.
+    pub records: PathBuf,
+    /// The pods' networks, told by flanneld.
+    pub subnet_file: PathBuf,
+    /// CNI configurations, if they can be seen.
+    pub cni_conf_dir: PathBuf,
 }
 
 /// Follows the packet through this node, as a daemon sees it: not into pods.
@@ -97,18 +182,42 @@ pub fn answer_of(
     trace(view, &mut Cluster::default(), networks, &question)
 }
 
-/// The answer to a request of any path, as status and JSON; `None` if the path is another's.
-pub fn reply(target: &str, records: &Path, subnet_file: &Path) -> Option<(u16, String)> {
+/// The answer to a request of any path, as status and JSON; `None` if the path is another's. It may take seconds.
+pub fn reply(target: &str, files: &Files) -> Option<(u16, String)> {
+    let told = match path_of(target) {
+        TRACE => Query::parse(target)?.map(|query| {
+            let trace = answer(&query, &files.records, &files.subnet_file);
+            trace.and_then(|trace| Ok(serde_json::to_string(&trace)?))
+        }),
+        DOCTOR => Ok(findings(files)),
+        PROBE => Probe::parse(target)?.map(|asked| sent(&asked, files)),
+        _ => return None,
+    };
     let failed = |error: &str| serde_json::json!({ "error": error }).to_string();
-    Some(match Query::parse(target)? {
+    Some(match told {
         Err(error) => (400, failed(&error)),
-        Ok(query) => match answer(&query, records, subnet_file)
-            .and_then(|trace| serde_json::to_string(&trace).context("no JSON"))
-        {
-            Ok(text) => (200, text),
-            Err(error) => (500, failed(&format!("{error:#}"))),
-        },
+        Ok(Ok(text)) => (200, text),
+        Ok(Err(error)) => (500, failed(&format!("{error:#}"))),
     })
+}
+
+fn findings(files: &Files) -> anyhow::Result<String> {
+    let networks = networks(&files.subnet_file)?;
+    let host = Host::observe(&files.cni_conf_dir);
+    let found = examine(&mut Kernel::here(&files.records)?, &networks, &host)?;
+    Ok(serde_json::to_string(&found)?)
+}
+
+/// Connections go to Services alone: nobody shall look through this for what listens where.
+fn sent(asked: &Probe, files: &Files) -> anyhow::Result<String> {
+    let mut kernel = Kernel::here(&files.records)?;
+    let mut asked = *asked;
+    if let Some(service) = asked.service
+        && !probe::is_service(&mut kernel, service)?
+    {
+        asked.service = None;
+    }
+    Ok(serde_json::to_string(&asked.send(&mut kernel)?)?)
 }
 
 #[cfg(test)]
@@ -138,6 +247,24 @@ mod tests {
         ] {
             let error = Query::parse(target).unwrap().unwrap_err();
             assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_sent_for_others_is_bounded() {
+        let service = Some("[fd00::1]:443".parse().unwrap());
+        for service in [service, None] {
+            let asked = Probe { count: 3, service };
+            assert_eq!(Probe::parse(&asked.target()), Some(Ok(asked)));
+        }
+        for (target, said) in [
+            ("/probe?count=0", "count=0 is not 1 to 20"),
+            ("/probe?count=21", "count=21 is not 1 to 20"),
+            ("/probe?count=x", "count=\"x\" is none"),
+            ("/probe?service=10.0.0.1", "service=\"10.0.0.1\" is none"),
+        ] {
+            let error = Probe::parse(target).unwrap().unwrap_err();
+            assert_eq!(error, said);
         }
     }
 }

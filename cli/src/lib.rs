@@ -9,7 +9,7 @@
 //!    │     saved is where twill-proxy remembers Services by name
 //!    ├─ pods     which pod has which address, veth, port
 //!    ├─ top      which Services are used, by the table of connections
-//!    ├─ probe    real packets to every other node
+//!    ├─ probe    real packets to every other node; matrix is what all nodes' came to, side by side
 //!    ├─ status   what all nodes' daemons say of themselves
 //!    ├─ dump     all of that in one archive, and a View of it for traces later
 //!    └─ doctor   what is wrong on this node, whoever sends packets
@@ -21,12 +21,14 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+mod crowd;
 pub mod doctor;
 pub mod dump;
 pub mod far;
 pub mod fix;
 pub mod kernel;
 pub mod legacy;
+pub mod matrix;
 pub mod objects;
 pub mod onward;
 pub mod pods;

@@ -7,8 +7,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use hostnet::nft::Proto;
+use hostnet::vocab::Family;
+use serde::de::DeserializeOwned;
 
-use crate::far::Query;
+use crate::crowd::at_once;
+use crate::far::{self, Query};
 use crate::report::{Hop, Trace};
 
 /// The port at which flanneld answers, on a node's loopback.
@@ -16,6 +19,9 @@ pub const PORT: u16 = 8082;
 
 /// How many nodes a packet may come to: one that goes further goes round.
 const NODES_MAX: u8 = 3;
+
+/// How many nodes are asked at one time.
+pub(crate) const AT_ONCE: usize = 16;
 
 /// A way to ask the daemon of a node.
 pub trait Reach {
@@ -81,6 +87,14 @@ pub struct FromHere {
     pub others: Option<Box<dyn Reach + Send + Sync>>,
 }
 
+impl FromHere {
+    /// An address of this node's; that of nobody if it has none.
+    pub fn here(&self) -> IpAddr {
+        let first = self.own.first().copied();
+        first.unwrap_or(Family::V4.unspecified())
+    }
+}
+
 impl Reach for FromHere {
     fn get(&self, node: &Place, port: u16, target: &str) -> Result<String, String> {
         match &self.others {
@@ -93,13 +107,42 @@ impl Reach for FromHere {
     }
 }
 
+/// Asks the daemons of all nodes at one time; of this node `here` tells.
+pub fn everywhere<T: DeserializeOwned + Send>(
+    places: &[Place],
+    reach: &FromHere,
+    target: &str,
+    here: impl FnOnce() -> Result<T, String>,
+) -> Vec<Result<T, String>> {
+    let own = places
+        .iter()
+        .position(|place| reach.own.contains(&place.address));
+    let mut here = own.map(|_| here());
+    let answers = at_once(places, AT_ONCE, |n, place| {
+        (Some(n) != own).then(|| {
+            let body = reach.get(place, PORT, target)?;
+            serde_json::from_str(&body)
+                .map_err(|error| format!("its answer is not understood: {error}"))
+        })
+    });
+    let answers = answers
+        .into_iter()
+        .filter_map(|answer| answer.or_else(|| here.take()));
+    answers.collect()
+}
+
+/// How long an answer to this is waited for.
+pub(crate) fn patience(target: &str) -> Duration {
+    Duration::from_secs(if far::is_slow(target) { 60 } else { 5 })
+}
+
 /// The body of a 200 of this machine's.
 fn loopback(port: u16, target: &str) -> Result<String, String> {
-    const PATIENCE: Duration = Duration::from_secs(2);
+    let patience = patience(target);
     let ask = || -> std::io::Result<String> {
         let server = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut stream = TcpStream::connect_timeout(&server, patience)?;
+        stream.set_read_timeout(Some(patience))?;
         stream.write_all(request(target).as_bytes())?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;

@@ -3,20 +3,23 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use hostnet::netlink::route::PROTOCOL_KERNEL;
 use hostnet::netlink::{Link, LinkKind};
+use hostnet::nft::{Key, Proto};
 use hostnet::ping::{Echo, Pinger, overhead};
 use hostnet::vocab::{Family, Subnet, names};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::crowd::at_once;
 use crate::table::Table;
+use crate::target::proxy_table;
 use crate::view::View;
+use crate::walk::kube;
 
 /// How many peers are asked at one time.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 64;
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The content of a small packet, as ping(8) has it.
@@ -40,14 +43,31 @@ pub struct Peer {
     pub underlay: Option<(IpAddr, u16)>,
 }
 
+impl Peer {
+    /// Its address in the nodes' network: without a tunnel, that is what is asked.
+    fn node(&self) -> Option<IpAddr> {
+        match self.underlay {
+            Some((node, _)) => Some(node),
+            None if self.device.starts_with("flannel") => None,
+            None => Some(self.target),
+        }
+    }
+}
+
 /// What came of it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Probed {
     /// The other node's pods.
     pub subnet: String,
     /// What was asked.
     pub target: IpAddr,
+    /// Its address in the nodes' network, if it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<IpAddr>,
+    /// Its name, where all nodes' are seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Small packets that were lost, of those that were sent.
     pub lost_small: [usize; 2],
     /// Packets of full size that were lost, of those that were sent.
@@ -126,26 +146,9 @@ fn node_behind(
 /// # Errors
 /// No socket (it needs root).
 pub fn probe(peers: &[Peer], count: usize) -> std::io::Result<Vec<Probed>> {
-    let share = peers.len().div_ceil(AT_ONCE).max(1);
-    let shares = thread::scope(|scope| {
-        let share_of = |(n, peers): (usize, &[Peer])| -> Vec<std::io::Result<Probed>> {
-            let numbered = peers.iter().enumerate();
-            numbered
-                .map(|(i, peer)| one(peer, count, n * share + i))
-                .collect()
-        };
-        let running: Vec<_> = peers
-            .chunks(share)
-            .enumerate()
-            .map(|share| scope.spawn(move || share_of(share)))
-            .collect();
-        let ended = running.into_iter().map(|thread| match thread.join() {
-            Ok(share) => share,
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        ended.collect::<Vec<_>>()
-    });
-    shares.into_iter().flatten().collect()
+    at_once(peers, AT_ONCE, |n, peer| one(peer, count, n))
+        .into_iter()
+        .collect()
 }
 
 fn one(peer: &Peer, count: usize, index: usize) -> std::io::Result<Probed> {
@@ -186,6 +189,8 @@ fn one(peer: &Peer, count: usize, index: usize) -> std::io::Result<Probed> {
     Ok(Probed {
         subnet: peer.subnet.to_string(),
         target: peer.target,
+        node: peer.node(),
+        name: None,
         lost_small: [lost_small, count],
         lost_full: [lost_full, count],
         latency,
@@ -291,7 +296,7 @@ fn trouble(
 }
 
 /// A TCP connection to a Service.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Connected {
     /// Where to.
@@ -302,6 +307,24 @@ pub struct Connected {
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// Whether a Service answers at this address and TCP port, by the rules of twill-proxy on this node.
+///
+/// # Errors
+/// The kernel cannot be read.
+pub fn is_service(view: &mut dyn View, to: SocketAddr) -> crate::view::Result<bool> {
+    let family = Family::of(to.ip());
+    let table = proxy_table(family);
+    match view.declaration(&table, "vips")? {
+        Some(vips) => {
+            let key = Key::from((to.ip(), Proto::TCP, to.port()));
+            Ok(view.element(&table, &vips, &key)?.is_some())
+        }
+        None => Ok(kube::entrances(view, family)?
+            .iter()
+            .any(|of| (of.address, of.port, of.proto) == (Some(to.ip()), to.port(), Proto::TCP))),
+    }
 }
 
 /// Opens a connection, and closes it.
@@ -319,7 +342,7 @@ pub fn connect(to: SocketAddr) -> Connected {
 }
 
 /// All that was tried.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     /// The other nodes.

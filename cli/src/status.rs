@@ -3,18 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::thread;
 
 use hostnet::vocab::{AnnotationKeys, Family, annotations::DEFAULT_PREFIX};
 use k8s_openapi::api::core::v1::Node;
 use serde::Serialize;
 
+use crate::crowd::at_once;
 use crate::objects::Cluster;
-use crate::onward::{Place, Reach};
+use crate::onward::{AT_ONCE, Place, Reach};
 use crate::table::Table;
-
-/// How many nodes are asked at one time.
-const AT_ONCE: usize = 16;
 
 /// A daemon's ports on its node's loopback, and the name of its metrics.
 #[derive(Clone, Copy)]
@@ -98,18 +95,10 @@ impl NodeStatus {
 
 /// The nodes of the cluster; where objects are not seen, this one.
 pub fn status(cluster: &mut Cluster, here: IpAddr, reach: &(dyn Reach + Sync)) -> Vec<NodeStatus> {
-    let mut known = known(cluster, here);
-    let share = known.len().div_ceil(AT_ONCE).max(1);
-    thread::scope(|scope| {
-        for share in known.chunks_mut(share) {
-            scope.spawn(move || {
-                for (place, status) in share {
-                    ask(reach, place, status);
-                }
-            });
-        }
+    let mut all = at_once(known(cluster, here), AT_ONCE, |_, (place, mut status)| {
+        ask(reach, &place, &mut status);
+        status
     });
-    let mut all: Vec<NodeStatus> = known.into_iter().map(|(_, status)| status).collect();
     all.sort_by(|a, b| a.node.cmp(&b.node));
     all
 }

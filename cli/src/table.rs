@@ -2,33 +2,32 @@
 
 use std::fmt;
 
-/// Rows of `N` cells under a heading.
+/// Rows of cells under a heading, which has as many.
 #[derive(Debug)]
-pub(crate) struct Table<const N: usize>(Vec<[String; N]>);
+pub(crate) struct Table(Vec<Vec<String>>);
 
-impl<const N: usize> Table<N> {
+impl Table {
     /// With its heading alone.
-    pub(crate) fn new(heading: [&str; N]) -> Table<N> {
-        Table(vec![heading.map(str::to_owned)])
+    pub(crate) fn new<'a>(heading: impl IntoIterator<Item = &'a str>) -> Table {
+        Table(vec![heading.into_iter().map(str::to_owned).collect()])
     }
 
     /// Adds a row.
-    pub(crate) fn row(&mut self, cells: [String; N]) {
-        self.0.push(cells);
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.0.push(cells.into_iter().collect());
     }
 }
 
-impl<const N: usize> fmt::Display for Table<N> {
+impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = |i: usize| {
-            let cells = self.0.iter().map(|row| row[i].chars().count());
-            cells.max().unwrap_or(0)
+            let cells = self.0.iter().filter_map(|row| row.get(i));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
-        let widths: [usize; N] = std::array::from_fn(width);
         for row in &self.0 {
-            let cells = row.iter().zip(widths);
+            let cells = row.iter().enumerate();
             let line: Vec<String> = cells
-                .map(|(cell, width)| format!("{cell:<width$}"))
+                .map(|(i, cell)| format!("{cell:<width$}", width = width(i)))
                 .collect();
             writeln!(f, "{}", line.join("  ").trim_end())?;
         }

@@ -5,7 +5,7 @@ use std::process::Output;
 use integration::machine::Machine;
 use integration::testing::{NODES, ask, lab, pod, service};
 use integration::traffic::{self, Transport};
-use integration::{Daemon, inspect, wait};
+use integration::{Daemon, Node, inspect, wait};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -27,6 +27,7 @@ fn text(output: &Output) -> String {
 fn what_twill_says_of_a_node_is_so() {
     the_way_of_a_request_to_a_node_port_is_one_command();
     the_other_nodes_part_is_told_by_its_daemon();
+    every_pair_of_nodes_is_probed_and_every_node_examined_from_one();
     the_status_of_a_node_is_what_its_daemons_say();
     what_a_stopped_daemon_does_not_mend_is_named_and_gone_when_it_runs_again();
 }
@@ -124,16 +125,8 @@ fn the_other_nodes_part_is_told_by_its_daemon() {
     let server = pod("asked", NODES[2]);
     let (near, far) = (&lab().nodes()[0], lab().node(NODES[2]).unwrap());
     let veth = inspect::host_veth(far.machine(), server.netns()).unwrap();
-    let of_far = "for p in $(pidof flanneld); do \
-        [ $(readlink /proc/$p/ns/net) = $(readlink /proc/self/ns/net) ] && echo $p; done; true";
-    let found = far
-        .machine()
-        .command("sh")
-        .args(["-c", of_far])
-        .output()
-        .unwrap();
-    let pid = String::from_utf8(found.stdout).unwrap();
-    let reach = format!("nsenter --net=/proc/{}/ns/net curl -sf {{url}}", pid.trim());
+    let netns = netns_of_flanneld(far);
+    let reach = format!("nsenter --net={netns} curl -sf {{url}}");
     let trace = || {
         let mut command = near.machine().command("/opt/twill/twill");
         command.args([
@@ -172,6 +165,107 @@ fn the_other_nodes_part_is_told_by_its_daemon() {
     assert!(told.contains("✗ chain ip wall gate drops it"), "{told}");
     wall("nft delete table ip wall");
     lab().delete_pod(server).unwrap();
+}
+
+/// The network namespace of a node's flanneld, for whoever shares its processes.
+fn netns_of_flanneld(node: &Node) -> String {
+    let of_node = "for p in $(pidof flanneld); do \
+        [ $(readlink /proc/$p/ns/net) = $(readlink /proc/self/ns/net) ] && echo $p; done; true";
+    let mut command = node.machine().command("sh");
+    let found = command.args(["-c", of_node]).output().unwrap();
+    let pid = String::from_utf8(found.stdout).unwrap();
+    format!("/proc/{}/ns/net", pid.trim())
+}
+
+fn every_pair_of_nodes_is_probed_and_every_node_examined_from_one() {
+    const REACH: &str = "/etc/twill/reach";
+    let nodes = lab().nodes();
+    let (near, far) = (&nodes[0], lab().node(NODES[2]).unwrap());
+    let cases = nodes.iter().map(|node| {
+        let netns = netns_of_flanneld(node);
+        format!(
+            "{}) exec nsenter --net={netns} curl -sSf \"$2\" ;;\n",
+            node.name()
+        )
+    });
+    let script = format!("case $1 in\n{}esac\n", cases.collect::<String>());
+    near.machine().write(REACH, &script).unwrap();
+    let told = |line: &str| {
+        let mut command = near.machine().command("/opt/twill/twill");
+        command.args(line.split(' '));
+        let reach = format!("sh {REACH} {{node}} {{url}}");
+        let output = command.args(["--reach", &reach]).output().unwrap();
+        (output.status.code(), text(&output), output.stdout)
+    };
+
+    let (code, text, json) = told("probe --count 2 -o json");
+    assert_eq!(code, Some(0), "{text}");
+    let matrix: Value = serde_json::from_slice(&json).unwrap();
+    let rows = matrix["rows"].as_array().unwrap();
+    let own: Vec<_> = rows
+        .iter()
+        .map(|row| row["node"].as_str().unwrap())
+        .collect();
+    let names: Vec<_> = nodes.iter().map(Node::name).collect();
+    assert_eq!(own, names);
+    for row in rows {
+        let peers = row["peers"].as_array().unwrap();
+        let mut asked: Vec<_> = peers
+            .iter()
+            .map(|peer| peer["name"].as_str().unwrap())
+            .collect();
+        asked.push(row["node"].as_str().unwrap());
+        asked.sort_unstable();
+        assert_eq!(asked, names, "{row}");
+        for peer in peers {
+            assert_eq!(peer["lostFull"], serde_json::json!([0, 2]), "{row}");
+            assert_eq!(peer["mtu"], 1450, "{row}");
+        }
+        assert!(row["service"]["latency"].as_f64() > Some(0.0), "{row}");
+    }
+
+    let on_far = |line: &str| far.machine().run(line).unwrap();
+    on_far("nft add table inet wall");
+    on_far("nft add chain inet wall gate { type filter hook input priority -200 ; }");
+    on_far("nft add rule inet wall gate udp dport 8472 drop");
+    on_far("touch /etc/cni/net.d/00-other.conflist");
+    let (code, text, _) = told("probe --count 1");
+    assert_eq!(code, Some(1), "{text}");
+    for node in nodes.iter().filter(|node| node.name() != far.name()) {
+        for [from, to] in [[node.name(), far.name()], [far.name(), node.name()]] {
+            let line = format!("✗ {from} → {to}: ");
+            let found = text.lines().find(|text| text.starts_with(&line));
+            let found = found.unwrap_or_else(|| panic!("no {line:?} in\n{text}"));
+            assert!(
+                found.contains("not through the tunnel: UDP port 8472 is filtered"),
+                "{found}"
+            );
+        }
+    }
+    assert!(
+        !text.contains(&format!("{} → {}", names[0], names[1])),
+        "{text}"
+    );
+    let other = "✗ pods get their network from another CNI configuration";
+    assert!(text.contains(other), "{text}");
+    assert!(text.contains(&format!("on node: {}", far.name())), "{text}");
+
+    let (code, text, _) = told("doctor --all");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains(&format!("node {}:\n{other}", far.name())),
+        "{text}"
+    );
+    on_far("rm /etc/cni/net.d/00-other.conflist");
+    on_far("nft delete table inet wall");
+    let (code, text, _) = told("doctor --all");
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("nothing is wrong on 3 of 3 nodes"), "{text}");
+    wait::until("all pairs", wait::PATIENCE, || {
+        let (code, text, _) = told("probe --count 1");
+        Ok(wait::holds(code == Some(0), &text))
+    })
+    .unwrap();
 }
 
 fn the_status_of_a_node_is_what_its_daemons_say() {

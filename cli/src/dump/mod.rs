@@ -15,7 +15,6 @@ mod state;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use hostnet::vocab::Family;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, TypeMeta};
 use serde::{Deserialize, Serialize};
@@ -130,9 +129,7 @@ pub fn take(from: From<'_>) -> anyhow::Result<(Archive, Vec<String>)> {
         }
         None => missing.push("objects: no API server is known".to_owned()),
     }
-    let here = from.reach.own.first().copied();
-    let here = here.unwrap_or(Family::V4.unspecified());
-    let nodes = status::places(&mut cluster, here);
+    let nodes = status::places(&mut cluster, from.reach.here());
     daemons::asked(from.reach, &nodes, &mut archive, &mut missing);
     daemons::kept_files(&from.files, &mut archive, &mut missing);
     daemons::logs(from.server, &mut archive, &mut missing);

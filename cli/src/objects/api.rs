@@ -34,6 +34,8 @@ pub struct Wanted {
 pub struct ApiServer {
     runtime: Arc<Runtime>,
     client: Client,
+    /// For what daemons are asked: each answer has its own time.
+    patient: Client,
 }
 
 impl fmt::Debug for ApiServer {
@@ -75,11 +77,14 @@ impl ApiServer {
             None => return Ok(None),
         };
         config.connect_timeout = Some(PATIENCE);
+        config.read_timeout = None;
+        let patient = config.clone();
         config.read_timeout = Some(PATIENCE);
         // Making a client needs a runtime's context for its timers.
-        let client = runtime.block_on(async { Client::try_from(config) });
+        let client = |config| runtime.block_on(async { Client::try_from(config) });
         Ok(Some(ApiServer {
-            client: client.context("kubeconfig")?,
+            client: client(config).context("kubeconfig")?,
+            patient: client(patient).context("kubeconfig")?,
             runtime: Arc::new(runtime),
         }))
     }
@@ -115,7 +120,7 @@ impl Reach for ApiServer {
             onward::PORT | status::FLANNELD_HEALTH => "flanneld",
             _ => "twill-proxy",
         };
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let pods: Api<Pod> = Api::namespaced(self.patient.clone(), NAMESPACE);
         let params = ListParams::default()
             .labels(&format!("{COMPONENT}={daemon}"))
             .fields(&format!("spec.nodeName={name},status.phase=Running"));
@@ -139,10 +144,11 @@ impl Reach for ApiServer {
             stream.read_to_string(&mut text).await.map_err(io)?;
             onward::body(port, &text)
         };
-        let limited = async { tokio::time::timeout(PATIENCE, asked).await };
+        let patience = onward::patience(target);
+        let limited = async { tokio::time::timeout(patience, asked).await };
         self.runtime
             .block_on(limited)
-            .unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
+            .unwrap_or_else(|_| Err(format!("no answer within {} s", patience.as_secs())))
     }
 }
 

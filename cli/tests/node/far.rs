@@ -36,8 +36,12 @@ impl Reach for Direct<'_> {
             (node.to_string().as_str(), port),
             ("172.30.0.12", onward::PORT)
         );
-        let records = self.world.records.path();
-        let answer = || far::reply(target, records, &self.subnet_file);
+        let files = far::Files {
+            records: self.world.records.path().to_owned(),
+            subnet_file: self.subnet_file.clone(),
+            cni_conf_dir: self.world.records.path().to_owned(),
+        };
+        let answer = || far::reply(target, &files);
         match self.world.node.run(answer).unwrap() {
             (200, body) => Ok(body),
             (status, body) => Err(format!("{status}: {body}")),

@@ -163,23 +163,44 @@ async fn serve(
     if let Some(addr) = config.metrics {
         let listener = http::bind("--metrics-port", addr).await?;
         let counts = counts.clone();
-        let records =
-            (config.attachments_dir.clone()).unwrap_or_else(|| names::ATTACHMENTS_DIR.into());
-        let subnet_file = config.subnet_file.clone();
-        let answer = move |target: &str| match target.split('?').next() {
-            Some("/metrics") => agent::metrics::reply(counts.registry()),
-            // Its part of a packet's way, for `twill trace` elsewhere: who gets to the node's own address may see it.
-            Some(cli::far::PATH) if addr.ip().is_loopback() => {
-                match cli::far::reply(target, &records, &subnet_file) {
-                    Some((status, body)) => http::Reply::json(status, body),
-                    None => http::Reply::not_found(),
+        let files = files_of(config);
+        let answer = move |target: &str| {
+            let (target, counts, files) = (target.to_owned(), counts.clone(), files.clone());
+            async move {
+                match target.split('?').next() {
+                    Some("/metrics") => agent::metrics::reply(counts.registry()),
+                    // For `twill` elsewhere: who gets to the node's own address may see it.
+                    Some(_) if addr.ip().is_loopback() && cli::far::is_known(&target) => {
+                        told(target, files).await
+                    }
+                    _ => http::Reply::not_found(),
                 }
             }
-            _ => http::Reply::not_found(),
         };
-        tokio::spawn(listener.serve(answer, stop.clone()));
+        tokio::spawn(listener.serve_slow(answer, stop.clone()));
     }
     Ok(())
+}
+
+/// Where `twill` finds what is not in the kernel.
+fn files_of(config: &Config) -> cli::far::Files {
+    let records = config.attachments_dir.clone();
+    let cni_conf_dir = config.cni_conf_dir.clone();
+    cli::far::Files {
+        records: records.unwrap_or_else(|| names::ATTACHMENTS_DIR.into()),
+        subnet_file: config.subnet_file.clone(),
+        cni_conf_dir: cni_conf_dir.unwrap_or_else(|| "/etc/cni/net.d".into()),
+    }
+}
+
+/// What `twill` elsewhere has asked, answered beside the loop: packets that are lost take their time.
+async fn told(target: String, files: cli::far::Files) -> http::Reply {
+    let answer = tokio::task::spawn_blocking(move || cli::far::reply(&target, &files));
+    match answer.await {
+        Ok(Some((status, body))) => http::Reply::json(status, body),
+        Ok(None) => http::Reply::not_found(),
+        Err(error) => http::Reply::text(500, format!("{error}\n")),
+    }
 }
 
 /// The loop's state.
