@@ -52,6 +52,7 @@ pub mod observe;
 pub mod peers;
 pub mod place;
 pub mod pods;
+pub mod prober;
 pub mod recall;
 pub mod reconcile;
 pub mod registrar;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cli::probe::Probed;
 use hostnet::vocab::Family;
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -46,6 +47,10 @@ pub struct Counts {
     netlink_errors: Metrics<What, Counter>,
     configured: Gauge,
     leases: Metrics<OfFamily, Gauge>,
+    probes: Counter,
+    probes_lost: Counter,
+    probe_times: Histogram,
+    unwell: Gauge,
 }
 
 impl Counts {
@@ -66,6 +71,12 @@ impl Counts {
             netlink_errors: Metrics::default(),
             configured: Gauge::default(),
             leases: Metrics::default(),
+            probes: Counter::default(),
+            probes_lost: Counter::default(),
+            probe_times: Histogram::new([
+                0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+            ]),
+            unwell: Gauge::default(),
         };
         counts.configured.set(1);
         // A monitor sees the first of a kind only where it has seen none before.
@@ -123,6 +134,26 @@ impl Counts {
             "flanneld_config_valid",
             "1 if net-conf.json is right; 0: the last good one is in force",
             counts.configured.clone(),
+        );
+        registry.register(
+            "flanneld_probes",
+            "Packets sent to other nodes to see whether they arrive",
+            counts.probes.clone(),
+        );
+        registry.register(
+            "flanneld_probes_lost",
+            "Those that were not answered",
+            counts.probes_lost.clone(),
+        );
+        registry.register(
+            "flanneld_probe_duration_seconds",
+            "Time to the answer, the median of one turn to one peer",
+            counts.probe_times.clone(),
+        );
+        registry.register(
+            "flanneld_unwell_peers",
+            "Peers to which packets are lost, or none of full size gets",
+            counts.unwell.clone(),
         );
         Self {
             registry: Arc::new(registry),
@@ -192,6 +223,24 @@ impl Counts {
             let what = What { object: "pods" };
             self.repairs.get_or_create(&what).inc_by(count as u64);
         }
+    }
+
+    /// Packets were sent to other nodes.
+    pub fn probed(&self, all: &[Probed]) {
+        for probed in all {
+            for [lost, sent] in [probed.lost_small, probed.lost_full] {
+                self.probes.inc_by(sent as u64);
+                self.probes_lost.inc_by(lost as u64);
+            }
+            if let Some(milliseconds) = probed.latency {
+                self.probe_times.observe(milliseconds / 1e3);
+            }
+        }
+    }
+
+    /// So many peers are not reached as they should be.
+    pub fn unwell(&self, count: usize) {
+        self.unwell.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// net-conf.json was read again.

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Node as NodeObject, ServiceAccount};
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const PREFIX: &str = "flannel.alpha.coreos.com";
@@ -338,6 +339,66 @@ fn metrics_tell_of_peers_and_version() {
     ] {
         assert!(text.contains(line), "{line} in {text}");
     }
+}
+
+#[test]
+fn packets_to_other_nodes_are_counted_and_those_that_are_lost_named() {
+    let _turn = in_turn();
+    let (near, far) = (node(NODES[1]), node(NODES[2]));
+    near.stop(Daemon::Flanneld, Signal::SIGTERM).unwrap();
+    near.start_with(Daemon::Flanneld, &["--probe-interval=1"])
+        .unwrap();
+    // None before it serves.
+    let number = |name: &str| -> Option<f64> {
+        let text = near.metrics(Daemon::Flanneld).ok()?;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value?.parse().ok()
+    };
+    let until = |what: &str, name: &str, is_so: fn(f64) -> bool| {
+        let look = || {
+            let number = number(name);
+            Ok(wait::holds(
+                number.is_some_and(is_so),
+                &format!("{name} {number:?}"),
+            ))
+        };
+        wait::until(what, wait::PATIENCE, look).unwrap();
+    };
+    until("packets to both nodes", "flanneld_probes_total", |sent| {
+        sent >= 8.0
+    });
+    until(
+        "answers",
+        "flanneld_probe_duration_seconds_count",
+        |count| count >= 2.0,
+    );
+    assert_eq!(number("flanneld_unwell_peers"), Some(0.0));
+    for line in [
+        "nft add table inet wall",
+        "nft add chain inet wall gate { type filter hook input priority -200 ; }",
+        "nft add rule inet wall gate udp dport 8472 drop",
+    ] {
+        far.machine().run(line).unwrap();
+    }
+    until("a peer that is unwell", "flanneld_unwell_peers", |count| {
+        count == 1.0
+    });
+    assert!(number("flanneld_probes_lost_total") >= Some(2.0));
+    far.machine().run("nft delete table inet wall").unwrap();
+    until("its recovery", "flanneld_unwell_peers", |count| {
+        count == 0.0
+    });
+    let log = std::fs::read_to_string(near.machine().log(Daemon::Flanneld.name())).unwrap();
+    for said in [
+        "but not through the tunnel: UDP port 8472 is filtered",
+        "packets get there and back again",
+    ] {
+        assert!(log.contains(said), "no {said:?}");
+    }
+    near.stop(Daemon::Flanneld, Signal::SIGTERM).unwrap();
+    near.start(Daemon::Flanneld).unwrap();
 }
 
 #[test]

@@ -137,6 +137,14 @@ pub struct Flags {
         default_value_t = 8082
     )]
     pub metrics_port: u16,
+    /// Send packets to other nodes this often, at most to 16 at a time, and count which arrive; 0: never
+    #[arg(
+        long,
+        env = "FLANNELD_PROBE_INTERVAL",
+        value_name = "SECONDS",
+        default_value_t = 0
+    )]
+    pub probe_interval: u32,
 
     /// Logging.
     #[command(flatten)]

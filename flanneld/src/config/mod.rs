@@ -49,6 +49,8 @@ pub struct Config {
     pub healthz: Option<SocketAddr>,
     /// Address of the metrics server.
     pub metrics: Option<SocketAddr>,
+    /// How often packets are sent to other nodes, to see whether they arrive.
+    pub probe_interval: Option<Duration>,
     /// Where the last good state is kept, if anywhere.
     pub snapshot_file: Option<PathBuf>,
     /// Where twill-cni's records are, if what it made shall be mended.
@@ -213,6 +215,8 @@ impl Config {
             }),
             healthz: port(flags.healthz_ip, flags.healthz_port),
             metrics: port(flags.metrics_ip, flags.metrics_port),
+            probe_interval: (flags.probe_interval != 0)
+                .then(|| Duration::from_secs(flags.probe_interval.into())),
             snapshot_file: Some(&flags.snapshot_file)
                 .filter(|file| !file.is_empty())
                 .map(PathBuf::from),

@@ -50,6 +50,7 @@ use crate::{
     peers::Skipped,
     place::announcement,
     pods::Pods,
+    prober,
     recall::{self, Recalled},
     reconcile::{Reconciler, Report},
     registrar::{Registrar, View},
@@ -100,6 +101,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         recorder.clone(),
         counts.clone(),
     );
+    if let Some(every) = current.probe_interval {
+        let records = files_of(&current).records;
+        tokio::spawn(prober::run(every, records, counts.clone()));
+    }
     let registrar = tokio::spawn(registrar.run(views, announcements, stop.clone()));
     let current_pods = current.attachments_dir.clone().map(Pods::new);
     let daemon = Loop {
