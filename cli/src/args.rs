@@ -13,7 +13,7 @@ use hostnet::nft::Proto;
 use hostnet::vocab::{Family, names};
 use serde::Serialize;
 
-use crate::doctor::{Finding, Findings, Host, OfNode, OfNodes, Severity, examine};
+use crate::doctor::{Finding, Findings, OfNode, OfNodes, Severity, examine_all};
 use crate::dump::{self, ByDumps, Dump};
 use crate::far;
 use crate::fix::Fix;
@@ -156,9 +156,6 @@ struct TopArgs {
     once: bool,
 }
 
-/// Where container runtimes look for CNI configurations.
-const CNI_CONF_DIR: &str = "/etc/cni/net.d";
-
 /// How often `top` shows anew.
 const REFRESH: Duration = Duration::from_secs(2);
 
@@ -184,7 +181,7 @@ struct StatusArgs {
 #[derive(Debug, clap::Args)]
 struct DoctorArgs {
     /// Where the container runtime looks for CNI configurations
-    #[arg(long, value_name = "DIR", default_value = CNI_CONF_DIR)]
+    #[arg(long, value_name = "DIR", default_value = names::CNI_CONF_DIR)]
     cni_conf_dir: PathBuf,
     /// Do what the daemons would do: switches, devices that are down, the bridge's address
     #[arg(long, conflicts_with = "all")]
@@ -209,7 +206,7 @@ struct SupportDumpArgs {
     #[arg(value_name = "FILE", default_value = "twill-support-dump.tar.gz")]
     file: PathBuf,
     /// Where the container runtime looks for CNI configurations
-    #[arg(long, value_name = "DIR", default_value = CNI_CONF_DIR)]
+    #[arg(long, value_name = "DIR", default_value = names::CNI_CONF_DIR)]
     cni_conf_dir: PathBuf,
 }
 
@@ -369,9 +366,7 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
             Ok(u8::from(!nodes.iter().all(OfNode::is_well)))
         }
         Command::Doctor(how) => {
-            let host = Host::observe(&how.cni_conf_dir);
-            let networks = networks(&args.subnet_file)?;
-            let mut findings = examine(&mut kernel, &networks, &host)?;
+            let mut findings = examine_all(&mut kernel, &args.subnet_file, &how.cni_conf_dir)?;
             let fixes: Vec<Fix> = findings.iter().filter_map(|f| f.fix.clone()).collect();
             if how.fix && !fixes.is_empty() {
                 for fix in fixes {
@@ -382,7 +377,7 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
                 }
                 // What is left, by a look that remembers nothing.
                 kernel = here(args)?;
-                findings = examine(&mut kernel, &networks, &host)?;
+                findings = examine_all(&mut kernel, &args.subnet_file, &how.cni_conf_dir)?;
             }
             *out += &args.output.show(&findings, &Findings(&findings))?;
             let is_ill = findings.iter().any(|f| f.severity == Severity::Error);
@@ -405,11 +400,9 @@ fn not_seen(args: &Args, cluster: &Cluster, out: &mut String) {
     }
 }
 
-/// What is wrong with this node.
+/// What is wrong with this node, as another tells it.
 fn findings(args: &Args, cni_conf_dir: &Path, kernel: &mut Kernel) -> Result<Vec<Finding>, String> {
-    let found = networks(&args.subnet_file)
-        .and_then(|networks| examine(kernel, &networks, &Host::observe(cni_conf_dir)));
-    found.map_err(|error| format!("{error:#}"))
+    examine_all(kernel, &args.subnet_file, cni_conf_dir).map_err(|error| format!("{error:#}"))
 }
 
 /// Sends packets, from all nodes if they are seen.
@@ -438,13 +431,13 @@ fn send(args: &Args, how: &ProbeArgs, kernel: &mut Kernel, out: &mut String) -> 
     if let Some(service) = how.service.filter(|_| !matrix.is_of_services()) {
         anyhow::bail!("--service {service}: on no node a rule of twill-proxy leads there");
     }
-    let in_trouble: Vec<_> = matrix.in_trouble().into_iter().map(str::to_owned).collect();
+    let in_trouble = matrix.in_trouble();
     let places: Vec<_> = places
         .into_iter()
-        .filter(|place| in_trouble.contains(&place.to_string()))
+        .filter(|place| in_trouble.contains(&place.to_string().as_str()))
         .collect();
     let told = onward::everywhere(&places, &reach, far::DOCTOR, || {
-        findings(args, CNI_CONF_DIR.as_ref(), kernel)
+        findings(args, names::CNI_CONF_DIR.as_ref(), kernel)
     });
     let told = places.iter().map(ToString::to_string).zip(told);
     // What is not seen there is told by its row.

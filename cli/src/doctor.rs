@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::fix::Fix;
 use crate::legacy;
 use crate::pods::pods;
-use crate::trace::PodNetwork;
+use crate::trace::{PodNetwork, networks};
 use crate::view::{Result, View};
 use crate::walk::kube;
 
@@ -127,6 +127,19 @@ pub fn examine(
     }
     exam.found.sort();
     Ok(exam.found)
+}
+
+/// Examines the node, with what its files and processes tell besides.
+///
+/// # Errors
+/// As [`examine`], or flanneld's file is no such file.
+pub fn examine_all(
+    view: &mut dyn View,
+    subnet_file: &Path,
+    cni_conf_dir: &Path,
+) -> anyhow::Result<Vec<Finding>> {
+    let networks = networks(subnet_file)?;
+    examine(view, &networks, &Host::observe(cni_conf_dir))
 }
 
 struct Exam<'a> {

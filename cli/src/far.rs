@@ -2,14 +2,14 @@
 //! packet through it, what is wrong with it, and what came of packets that it sends to all others.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::Context as _;
 use hostnet::nft::Proto;
 use hostnet::vocab::Family;
 
-use crate::doctor::{Host, examine};
+use crate::doctor::examine_all;
 use crate::kernel::Kernel;
 use crate::objects::Cluster;
 use crate::probe;
@@ -158,9 +158,9 @@ pub struct Files {
 ///
 /// # Errors
 /// The kernel cannot be read.
-pub fn answer(query: &Query, records: &Path, subnet_file: &Path) -> anyhow::Result<Trace> {
-    let networks = networks(subnet_file)?;
-    answer_of(&mut Kernel::here(records)?, &networks, query)
+pub fn answer(query: &Query, files: &Files) -> anyhow::Result<Trace> {
+    let networks = networks(&files.subnet_file)?;
+    answer_of(&mut Kernel::here(&files.records)?, &networks, query)
 }
 
 /// The same of any node's state.
@@ -186,8 +186,7 @@ pub fn answer_of(
 pub fn reply(target: &str, files: &Files) -> Option<(u16, String)> {
     let told = match path_of(target) {
         TRACE => Query::parse(target)?.map(|query| {
-            let trace = answer(&query, &files.records, &files.subnet_file);
-            trace.and_then(|trace| Ok(serde_json::to_string(&trace)?))
+            answer(&query, files).and_then(|trace| Ok(serde_json::to_string(&trace)?))
         }),
         DOCTOR => Ok(findings(files)),
         PROBE => Probe::parse(target)?.map(|asked| sent(&asked, files)),
@@ -202,9 +201,8 @@ pub fn reply(target: &str, files: &Files) -> Option<(u16, String)> {
 }
 
 fn findings(files: &Files) -> anyhow::Result<String> {
-    let networks = networks(&files.subnet_file)?;
-    let host = Host::observe(&files.cni_conf_dir);
-    let found = examine(&mut Kernel::here(&files.records)?, &networks, &host)?;
+    let mut kernel = Kernel::here(&files.records)?;
+    let found = examine_all(&mut kernel, &files.subnet_file, &files.cni_conf_dir)?;
     Ok(serde_json::to_string(&found)?)
 }
 

@@ -3,9 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use hostnet::vocab::Family;
 use k8s_openapi::api::core::v1::{Node, Service};
 use serde::Serialize;
 
@@ -14,6 +13,7 @@ use crate::objects::{Cluster, Known};
 use crate::onward::Place;
 use crate::probe::{Probed, Report};
 use crate::table::Table;
+use crate::trace::internal_ips;
 
 /// More columns than these are no matrix that fits a screen.
 const COLUMNS: usize = 12;
@@ -33,16 +33,10 @@ pub struct Member {
 pub fn members(cluster: &mut Cluster) -> Option<Vec<Member>> {
     let nodes = cluster.list::<Node>(None, None)?;
     let member = |node: &Node| {
-        let address = |family: &Family| crate::trace::internal_ip(node, *family);
-        let addresses: Vec<IpAddr> = Family::ALL.iter().filter_map(address).collect();
-        let first = addresses.first().copied();
         let spec = node.spec.clone().unwrap_or_default();
         Member {
-            place: Place {
-                name: node.metadata.name.clone(),
-                address: first.unwrap_or(Family::V4.unspecified()),
-            },
-            addresses,
+            place: Place::of(node),
+            addresses: internal_ips(node).collect(),
             subnets: spec.pod_cidrs.unwrap_or_default(),
         }
     };
@@ -50,7 +44,7 @@ pub fn members(cluster: &mut Cluster) -> Option<Vec<Member>> {
 }
 
 /// The cluster IP and port of the Service `kubernetes`, which every cluster has.
-pub fn service_of_all(cluster: &mut Cluster) -> Option<std::net::SocketAddr> {
+pub fn service_of_all(cluster: &mut Cluster) -> Option<SocketAddr> {
     let Known::There(service) = cluster.get::<Service>(Some("default"), "kubernetes") else {
         return None;
     };
@@ -134,11 +128,12 @@ impl Matrix {
 
     /// The nodes between which something is wrong.
     pub fn in_trouble(&self) -> Vec<&str> {
-        let ends = |trouble: &'_ Trouble| [trouble.from.clone(), trouble.to.clone()];
-        let ends: std::collections::BTreeSet<String> =
-            self.troubles.iter().flat_map(ends).collect();
+        let is_end = |node: &&str| {
+            let mut troubles = self.troubles.iter();
+            troubles.any(|trouble| trouble.from == **node || trouble.to == **node)
+        };
         let nodes = self.rows.iter().map(|row| row.node.as_str());
-        nodes.filter(|node| ends.contains(*node)).collect()
+        nodes.filter(is_end).collect()
     }
 
     /// Whether every node has answered, and everything got through.

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use hostnet::nft::Proto;
 use hostnet::vocab::Family;
+use k8s_openapi::api::core::v1::Node;
 use serde::de::DeserializeOwned;
 
 use crate::crowd::at_once;
 use crate::far::{self, Query};
 use crate::report::{Hop, Trace};
+use crate::trace::internal_ips;
 
 /// The port at which flanneld answers, on a node's loopback.
 pub const PORT: u16 = 8082;
@@ -39,6 +41,17 @@ pub struct Place {
     pub name: Option<String>,
     /// Its address.
     pub address: IpAddr,
+}
+
+impl Place {
+    /// As its object tells: by its first address, or that of nobody if it has none.
+    pub fn of(node: &Node) -> Place {
+        let mut addresses = internal_ips(node);
+        Place {
+            name: node.metadata.name.clone(),
+            address: addresses.next().unwrap_or(Family::V4.unspecified()),
+        }
+    }
 }
 
 impl fmt::Display for Place {

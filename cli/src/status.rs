@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use hostnet::vocab::{AnnotationKeys, Family, annotations::DEFAULT_PREFIX};
+use hostnet::vocab::{AnnotationKeys, annotations::DEFAULT_PREFIX};
 use k8s_openapi::api::core::v1::Node;
 use serde::Serialize;
 
@@ -132,14 +132,10 @@ pub(crate) fn places(cluster: &mut Cluster, here: IpAddr) -> Vec<Place> {
 }
 
 fn of_object(node: &Node) -> (Place, NodeStatus) {
-    let name = node.metadata.name.clone().unwrap_or_default();
-    let address = Family::ALL
-        .iter()
-        .find_map(|family| crate::trace::internal_ip(node, *family));
     let annotation = |key: &str| node.metadata.annotations.as_ref()?.get(key).cloned();
     let keys = AnnotationKeys::new(DEFAULT_PREFIX).ok();
     let status = NodeStatus {
-        node: name.clone(),
+        node: node.metadata.name.clone().unwrap_or_default(),
         subnets: node
             .spec
             .clone()
@@ -149,11 +145,7 @@ fn of_object(node: &Node) -> (Place, NodeStatus) {
         backend: keys.and_then(|keys| annotation(&keys.backend_type)),
         ..NodeStatus::default()
     };
-    let place = Place {
-        name: Some(name),
-        address: address.unwrap_or(Family::V4.unspecified()),
-    };
-    (place, status)
+    (Place::of(node), status)
 }
 
 fn ask(reach: &(dyn Reach + Sync), place: &Place, status: &mut NodeStatus) {

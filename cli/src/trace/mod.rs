@@ -16,7 +16,7 @@ mod deliver;
 mod resolve;
 mod start;
 
-pub(crate) use resolve::internal_ip;
+pub(crate) use resolve::internal_ips;
 
 use std::net::IpAddr;
 use std::path::Path;

@@ -197,7 +197,13 @@ impl Tracer<'_> {
 }
 
 /// The address by which a node is reached.
-pub(crate) fn internal_ip(node: &Node, family: Family) -> Option<IpAddr> {
+/// Its addresses in the nodes' network, one of each family that it has.
+pub(crate) fn internal_ips(node: &Node) -> impl Iterator<Item = IpAddr> {
+    let address = |family: Family| internal_ip(node, family);
+    Family::ALL.into_iter().filter_map(address)
+}
+
+pub(super) fn internal_ip(node: &Node, family: Family) -> Option<IpAddr> {
     let addresses = node.status.as_ref()?.addresses.as_ref()?;
     let internal = addresses.iter().filter(|a| a.type_ == "InternalIP");
     internal

@@ -179,7 +179,7 @@ pub struct Cleanup {
     #[arg(
         long = "conflist-dir",
         value_name = "DIR",
-        default_value = "/etc/cni/net.d"
+        default_value = names::CNI_CONF_DIR
     )]
     pub cni_conf_dir: PathBuf,
 }

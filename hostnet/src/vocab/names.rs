@@ -27,6 +27,9 @@ pub const LABEL_SUBNET: &str = "twill.io/subnet";
 /// The CNI network's name in flannel's conflist; host-local's directory is named after it.
 pub const CNI_NETWORK: &str = "cbr0";
 
+/// Where container runtimes look for CNI configurations, unless they are told otherwise.
+pub const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+
 /// The file name of the conflist that flanneld writes, flannel's own.
 pub const CONFLIST_FILE: &str = "10-flannel.conflist";
 
