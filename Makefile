@@ -26,11 +26,12 @@ demo: prepare ## A packet's whole way, each line read from the kernel (MODE=ipta
 	@$(STEP) "building Twill" cargo build --release --workspace --bins
 	@target/release/lab demo $(if $(KEEP),--keep) $(if $(MODE),--mode $(MODE))
 
-test: prepare ## All tests: unit, property, and end to end with real packets
+test: prepare ## All tests: unit, property, end to end with real packets, and an installation on a kind cluster
 	@$(STEP) "building the binaries" cargo build --workspace --bins
 	@$(STEP) "building the tests" cargo test --workspace --no-run
 	@target/debug/lab prepare
 	@$(STEP) "testing" cargo test --workspace
+	@$(MAKE) --no-print-directory smoke
 
 fuzz: prepare ## What strangers write, mangled: each parser for a bounded time (DURATION=10 seconds each)
 	@fuzz/run $(or $(DURATION),10)
