@@ -162,21 +162,22 @@ fn loopback(port: u16, target: &str) -> Result<String, String> {
         Ok(text)
     };
     let text = ask().map_err(|error| format!("port {port}: {error}"))?;
-    body(port, &text)
+    let (head, content) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let status = status.ok_or_else(|| format!("port {port} does not speak HTTP"))?;
+    body(status, content)
 }
 
 /// A request, in HTTP/1.0 so that the answer ends with the connection.
-pub(crate) fn request(target: &str) -> String {
+fn request(target: &str) -> String {
     format!("GET {target} HTTP/1.0\r\nHost: localhost\r\n\r\n")
 }
 
-/// What a server has answered, if that was what was wanted.
-pub(crate) fn body(port: u16, text: &str) -> Result<String, String> {
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text, ""));
-    match head.split(' ').nth(1) {
-        Some("200") => Ok(body.to_owned()),
-        Some(status) => Err(format!("{status}: {}", body.trim().replace('\n', ", "))),
-        None => Err(format!("port {port} does not speak HTTP")),
+/// The content of an answer, if its status is that of what was wanted.
+pub(crate) fn body(status: u16, content: &str) -> Result<String, String> {
+    match status {
+        200 => Ok(content.to_owned()),
+        _ => Err(format!("{status}: {}", content.trim().replace('\n', ", "))),
     }
 }
 

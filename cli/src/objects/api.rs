@@ -10,12 +10,10 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ApiResource, DynamicObject, ListParams, LogParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
 
+use super::forward::Connections;
 use super::{Missing, Source, resource};
-use crate::onward::{self, Place, Reach};
-use crate::status;
 
 /// How long a silent server is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -32,10 +30,11 @@ pub struct Wanted {
 /// A client of the API server. Clones share it.
 #[derive(Clone)]
 pub struct ApiServer {
-    runtime: Arc<Runtime>,
+    pub(super) runtime: Arc<Runtime>,
     client: Client,
     /// For what daemons are asked: each answer has its own time.
-    patient: Client,
+    pub(super) patient: Client,
+    pub(super) connections: Arc<Connections>,
 }
 
 impl fmt::Debug for ApiServer {
@@ -86,6 +85,7 @@ impl ApiServer {
             client: client(config).context("kubeconfig")?,
             patient: client(patient).context("kubeconfig")?,
             runtime: Arc::new(runtime),
+            connections: Arc::default(),
         }))
     }
 
@@ -106,51 +106,8 @@ fn at_home() -> anyhow::Result<Option<Kubeconfig>> {
 }
 
 /// Where Twill's daemons are, and the label that says which.
-const NAMESPACE: &str = "kube-system";
-const COMPONENT: &str = "app.kubernetes.io/component";
-
-/// By `pods/portforward`: the right to that verb is the permission.
-impl Reach for ApiServer {
-    fn get(&self, node: &Place, port: u16, target: &str) -> Result<String, String> {
-        let name = node
-            .name
-            .as_deref()
-            .ok_or("its name is not known, so that its daemons cannot be found")?;
-        let daemon = match port {
-            onward::PORT | status::FLANNELD_HEALTH => "flanneld",
-            _ => "twill-proxy",
-        };
-        let pods: Api<Pod> = Api::namespaced(self.patient.clone(), NAMESPACE);
-        let params = ListParams::default()
-            .labels(&format!("{COMPONENT}={daemon}"))
-            .fields(&format!("spec.nodeName={name},status.phase=Running"));
-        let asked = async {
-            let found = pods.list_metadata(&params).await;
-            let found = found.map_err(|error| {
-                let kind = ApiResource::erase::<Pod>(&());
-                missing("list", &kind, Some(NAMESPACE), &error).to_string()
-            })?;
-            let pod = found.items.into_iter().find_map(|pod| pod.metadata.name);
-            let pod = pod.ok_or_else(|| format!("no pod of {daemon} runs there"))?;
-            let mut forward =
-                (pods.portforward(&pod, &[port]).await).map_err(|error| not_forwarded(&error))?;
-            let mut stream = forward.take_stream(port).ok_or("no stream")?;
-            let io = |error: std::io::Error| format!("port {port} of {pod}: {error}");
-            stream
-                .write_all(onward::request(target).as_bytes())
-                .await
-                .map_err(io)?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text).await.map_err(io)?;
-            onward::body(port, &text)
-        };
-        let patience = onward::patience(target);
-        let limited = async { tokio::time::timeout(patience, asked).await };
-        self.runtime
-            .block_on(limited)
-            .unwrap_or_else(|_| Err(format!("no answer within {} s", patience.as_secs())))
-    }
-}
+pub(super) const NAMESPACE: &str = "kube-system";
+pub(super) const COMPONENT: &str = "app.kubernetes.io/component";
 
 impl ApiServer {
     /// The last lines of what Twill's daemons have logged, by the names of their pods.
@@ -177,22 +134,6 @@ impl ApiServer {
             }
             Ok(logs)
         })
-    }
-}
-
-fn not_forwarded(error: &kube::Error) -> String {
-    use kube::client::UpgradeConnectionError::ProtocolSwitch;
-    match error {
-        kube::Error::UpgradeConnection(ProtocolSwitch(code)) if code.as_u16() == 403 => {
-            format!("no right to get and create pods/portforward in namespace {NAMESPACE}")
-        }
-        error => missing(
-            "get",
-            &ApiResource::erase::<Pod>(&()),
-            Some(NAMESPACE),
-            error,
-        )
-        .to_string(),
     }
 }
 
@@ -226,7 +167,7 @@ impl Source for ApiServer {
     }
 }
 
-fn missing(
+pub(super) fn missing(
     verb: &'static str,
     kind: &ApiResource,
     namespace: Option<&str>,

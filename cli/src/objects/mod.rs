@@ -7,6 +7,7 @@
 //! Nothing here is needed to answer: where there is no API server, no right or no object, names come from the kernel.
 
 mod api;
+mod forward;
 mod given;
 
 use std::collections::BTreeSet;
