@@ -13,6 +13,7 @@ use hostnet::nft::Proto;
 use hostnet::vocab::{Family, names};
 use serde::Serialize;
 
+use crate::begin;
 use crate::doctor::{Finding, Findings, OfNode, OfNodes, Severity, examine_all};
 use crate::dump::{self, ByDumps, Dump};
 use crate::far;
@@ -22,6 +23,7 @@ use crate::matrix::{self, Matrix};
 use crate::objects::{ApiServer, Cluster, Wanted};
 use crate::onward::{self, ByCommand, FromHere};
 use crate::pods::{PodTable, pods};
+use crate::remote::Remote;
 use crate::report::{Arrival, Trace};
 use crate::saved;
 use crate::status::{self, NodeStatus, StatusTable, status};
@@ -32,7 +34,9 @@ use crate::view::View as _;
 
 /// Explains what the kernel of this node does with packets.
 ///
-/// Run it as root on a node. It needs no daemon and no API server, and changes nothing but by `doctor --fix`. Where an API server is known, as
+/// Run it as root on a node. It needs no daemon and no API server there, and changes nothing but by `doctor --fix`. Where
+/// kubectl is, it asks the daemons of the nodes: `status`, `probe`, `doctor --all`, `pods --at NODE`, and `trace` from a
+/// pod, a node, or with `--at NODE`. Where an API server is known, as
 /// kubectl knows it, each place is compared with the object that it comes from.
 ///
 /// Exit status: 0 all is well; 1 the packet cannot arrive, or something is wrong; 2 the question could not be
@@ -221,6 +225,9 @@ struct SupportDumpArgs {
 struct PodsArgs {
     /// Only this: NAMESPACE/NAME, NAME, an address, a veth, or the beginning of a container's id
     which: Option<String>,
+    /// Those of another node, by its flanneld
+    #[arg(long, value_name = "NODE")]
+    at: Option<String>,
 }
 
 /// Follows a packet through this node, and says where it stops and why
@@ -235,6 +242,7 @@ struct PodsArgs {
 ///   twill trace pod/default/client svc/default/web:http
 ///   twill trace node 10.96.0.10:53 --udp
 ///   twill trace 192.0.2.7 10.106.183.112:4000      a client of which the address matters
+///   twill trace outside svc/default/web --at node-2   it comes in there, and so it is followed there
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 struct TraceArgs {
@@ -251,6 +259,9 @@ struct TraceArgs {
     /// IPv6, where names leave it open
     #[arg(short = '6')]
     v6: bool,
+    /// The node at which the way begins, if FROM does not say it and it is not this one
+    #[arg(long, value_name = "NODE")]
+    at: Option<String>,
     /// Follow it in what `twill support-dump` wrote on a node, not in this machine's kernel; once more for each further node
     #[arg(long, value_name = "FILE")]
     from_dump: Vec<PathBuf>,
@@ -309,8 +320,23 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
             let networks = networks(&args.subnet_file)?;
             let server = server(args)?;
             let mut cluster = cluster(server.as_ref());
-            let near = trace(&mut kernel, &mut cluster, &networks, &question)?;
             let reach = reach(args, server, &mut kernel)?;
+            let start = match &how.at {
+                Some(node) => begin::of_node(node, &mut cluster, &reach)?,
+                None => begin::place(&question, &mut kernel, &networks, &mut cluster, &reach)?,
+            };
+            let near = match start {
+                None => trace(&mut kernel, &mut cluster, &networks, &question)?,
+                Some(place) => {
+                    let mut remote = Remote::new(place, &reach);
+                    let networks = remote.networks()?;
+                    let question = Question {
+                        sees_pods: false,
+                        ..question.clone()
+                    };
+                    trace(&mut remote, &mut cluster, &networks, &question)?
+                }
+            };
             let trace = match &reach.others {
                 Some(_) => onward::follow(&reach, question.proto, near),
                 None => near,
@@ -384,7 +410,19 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
             Ok(u8::from(is_ill))
         }
         Command::Pods(how) => {
-            let pods = pods(&mut kernel, how.which.as_deref())?;
+            let which = how.which.as_deref();
+            let pods = match &how.at {
+                None => pods(&mut kernel, which)?,
+                Some(node) => {
+                    let server = server(args)?;
+                    let mut cluster = cluster(server.as_ref());
+                    let reach = reach(args, server, &mut kernel)?;
+                    match begin::of_node(node, &mut cluster, &reach)? {
+                        None => pods(&mut kernel, which)?,
+                        Some(place) => pods(&mut Remote::new(place, &reach), which)?,
+                    }
+                }
+            };
             *out += &args.output.show(&pods, &PodTable(&pods))?;
             Ok(0)
         }

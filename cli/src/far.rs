@@ -1,5 +1,5 @@
 //! What a node tells those elsewhere: flanneld answers on its loopback metrics port, from the kernel alone. The way of a
-//! packet through it, what is wrong with it, and what came of packets that it sends to all others.
+//! packet through it, what is wrong with it, what came of packets that it sends to all others, and any piece of its state.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -8,11 +8,13 @@ use std::str::FromStr;
 use anyhow::Context as _;
 use hostnet::nft::Proto;
 use hostnet::vocab::Family;
+use percent_encoding::NON_ALPHANUMERIC;
 
 use crate::doctor::examine_all;
 use crate::kernel::Kernel;
 use crate::objects::Cluster;
 use crate::probe;
+use crate::remote::Ask;
 use crate::report::{Onward, Trace};
 use crate::target::{From, To};
 use crate::trace::{PodNetwork, Question, networks, trace};
@@ -24,10 +26,12 @@ const TRACE: &str = "/trace";
 pub const DOCTOR: &str = "/doctor";
 /// Asks for packets to all others: [`Probe`].
 const PROBE: &str = "/probe";
+/// Asks for a piece of the kernel's state: [`Ask`].
+const VIEW: &str = "/view";
 
 /// Whether a node answers this path and query at all.
 pub fn is_known(target: &str) -> bool {
-    [TRACE, DOCTOR, PROBE].contains(&path_of(target))
+    [TRACE, DOCTOR, PROBE, VIEW].contains(&path_of(target))
 }
 
 /// Whether its answer takes so long as packets that are lost.
@@ -46,6 +50,20 @@ fn given<T: FromStr>(target: &str, key: &str) -> Result<Option<T>, String> {
     let value = pairs.find(|(k, _)| *k == key).map(|(_, value)| value);
     let parsed = value.map(|text| text.parse().map_err(|_| format!("{key}={text:?} is none")));
     parsed.transpose()
+}
+
+/// Path and query of a request for a piece of the kernel's state. A URL has no room for most signs of JSON.
+pub(crate) fn view_target(ask: &Ask) -> String {
+    let json = serde_json::json!(ask).to_string();
+    let ask = percent_encoding::utf8_percent_encode(&json, NON_ALPHANUMERIC);
+    format!("{VIEW}?ask={ask}")
+}
+
+/// The reverse of [`view_target`].
+fn parse_view(target: &str) -> Result<Ask, String> {
+    let text: String = given(target, "ask")?.ok_or_else(|| format!("{VIEW}?ask=JSON: no ask"))?;
+    let json = percent_encoding::percent_decode_str(&text).decode_utf8_lossy();
+    serde_json::from_str(&json).map_err(|error| format!("ask={json:?} is none: {error}"))
 }
 
 /// What is asked of a node: a packet that comes in there.
@@ -189,6 +207,7 @@ pub fn reply(target: &str, files: &Files) -> Option<(u16, String)> {
             answer(&query, files).and_then(|trace| Ok(serde_json::to_string(&trace)?))
         }),
         DOCTOR => Ok(findings(files)),
+        VIEW => parse_view(target).map(|ask| seen(&ask, files)),
         PROBE => Probe::parse(target)?.map(|asked| sent(&asked, files)),
         _ => return None,
     };
@@ -198,6 +217,11 @@ pub fn reply(target: &str, files: &Files) -> Option<(u16, String)> {
         Ok(Ok(text)) => (200, text),
         Ok(Err(error)) => (500, failed(&format!("{error:#}"))),
     })
+}
+
+fn seen(ask: &Ask, files: &Files) -> anyhow::Result<String> {
+    let networks = networks(&files.subnet_file)?;
+    ask.answer(&mut Kernel::here(&files.records)?, &networks)
 }
 
 fn findings(files: &Files) -> anyhow::Result<String> {
@@ -220,6 +244,8 @@ fn sent(asked: &Probe, files: &Files) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use hostnet::nft::{Key, TableId};
+
     use super::*;
 
     #[test]
@@ -246,6 +272,31 @@ mod tests {
             let error = Query::parse(target).unwrap().unwrap_err();
             assert!(error.contains(said), "{error}");
         }
+    }
+
+    #[test]
+    fn a_piece_of_the_state_is_asked_for_in_a_url() {
+        let asks = [
+            Ask::Links,
+            Ask::Route("fd00::1".parse().unwrap()),
+            Ask::Switch("ipv4/conf/eth0/rp_filter".to_owned()),
+            Ask::Element(
+                TableId::new(Family::V4, "twill-proxy").into(),
+                "a set & more=?%".to_owned(),
+                Key::from((Proto::TCP, 80_u16)),
+            ),
+        ];
+        for ask in asks {
+            let target = view_target(&ask);
+            target.parse::<hyper::Uri>().unwrap();
+            assert_eq!(parse_view(&target), Ok(ask));
+        }
+        let error = parse_view("/view?ask=%22all%22").unwrap_err();
+        assert!(error.contains("unknown variant `all`"), "{error}");
+        assert_eq!(
+            parse_view("/view"),
+            Err("/view?ask=JSON: no ask".to_owned())
+        );
     }
 
     #[test]

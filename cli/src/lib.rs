@@ -5,6 +5,7 @@
 //!    │                                                                     │
 //!    ├─ walk     nf_tables, rule by rule, for one packet; legacy is what iptables-legacy has beside it
 //!    ├─ trace    a packet's way: pod, rules, routes, neighbours, forwarding entries, ports ──► report (tree, JSON)
+//!    │     begin is at which node; remote is the view of another one
 //!    │     onward asks other nodes for their part of it, far is how flanneld answers there
 //!    │     saved is where twill-proxy remembers Services by name
 //!    ├─ pods     which pod has which address, veth, port
@@ -21,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+mod begin;
 mod crowd;
 pub mod doctor;
 pub mod dump;
@@ -33,6 +35,7 @@ pub mod objects;
 pub mod onward;
 pub mod pods;
 pub mod probe;
+pub mod remote;
 pub mod report;
 pub mod saved;
 pub mod status;

@@ -36,6 +36,9 @@ pub enum Error {
     /// A namespace could not be entered.
     #[error(transparent)]
     Namespace(#[from] NetNsError),
+    /// Another node was asked.
+    #[error("node {0} does not answer: {1}")]
+    Remote(String, String),
     /// The records of twill-cni could not be read.
     #[error("cannot read the records of twill-cni")]
     Records(#[from] RecordError),

@@ -27,6 +27,7 @@ fn text(output: &Output) -> String {
 fn what_twill_says_of_a_node_is_so() {
     the_way_of_a_request_to_a_node_port_is_one_command();
     the_other_nodes_part_is_told_by_its_daemon();
+    a_way_that_begins_at_another_node_is_followed_from_here();
     every_pair_of_nodes_is_probed_and_every_node_examined_from_one();
     the_status_of_a_node_is_what_its_daemons_say();
     what_a_stopped_daemon_does_not_mend_is_named_and_gone_when_it_runs_again();
@@ -177,11 +178,10 @@ fn netns_of_flanneld(node: &Node) -> String {
     format!("/proc/{}/ns/net", pid.trim())
 }
 
-fn every_pair_of_nodes_is_probed_and_every_node_examined_from_one() {
+/// `twill` on a node, with a command that reaches the daemons of all.
+fn asking_all(near: &Node, line: &str) -> Output {
     const REACH: &str = "/etc/twill/reach";
-    let nodes = lab().nodes();
-    let (near, far) = (&nodes[0], lab().node(NODES[2]).unwrap());
-    let cases = nodes.iter().map(|node| {
+    let cases = lab().nodes().iter().map(|node| {
         let netns = netns_of_flanneld(node);
         format!(
             "{}) exec nsenter --net={netns} curl -sSf \"$2\" ;;\n",
@@ -190,11 +190,106 @@ fn every_pair_of_nodes_is_probed_and_every_node_examined_from_one() {
     });
     let script = format!("case $1 in\n{}esac\n", cases.collect::<String>());
     near.machine().write(REACH, &script).unwrap();
+    let mut command = near.machine().command("/opt/twill/twill");
+    command.args(line.split(' '));
+    let reach = format!("sh {REACH} {{node}} {{url}}");
+    command.args(["--reach", &reach]).output().unwrap()
+}
+
+/// All is looked up in the other node's kernel, beside the same objects.
+fn a_way_that_begins_at_another_node_is_followed_from_here() {
+    let [near, middle, end] = NODES.map(|name| lab().node(name).unwrap());
+    let (client, server) = (pod("begins", middle.name()), pod("ends", end.name()));
+    let service = service("begun", NODE_PORT, &[&server]);
+    let object = "[Service default/begun:tcp]";
+    let endpoint = format!(
+        "endpoint    {}:8080   [pod default/{}, node {}, EndpointSlice default/begun-ipv4]",
+        server.ip(),
+        server.name(),
+        end.name()
+    );
+    let veth = inspect::host_veth(middle.machine(), client.netns()).unwrap();
+    let from_client = format!("trace pod/default/{} svc/default/begun:tcp", client.name());
+    let from_node = format!("trace node/{} svc/default/begun:tcp", middle.name());
+    let from_outside = format!("trace outside svc/default/begun:tcp --at {}", middle.name());
+    let traced = |line: &str, code: i32, lines: &[String]| {
+        let output = asking_all(near, line);
+        let told = text(&output);
+        assert_eq!(output.status.code(), Some(code), "{line}: {told}");
+        for line in lines {
+            assert!(told.contains(line), "no {line:?} in\n{told}");
+        }
+        assert!(!told.contains('≠'), "{told}");
+    };
+    let onward = "there       at node ".to_owned() + end.name();
+    traced(
+        &from_client,
+        0,
+        &[
+            format!("pod/default/{} → Service default/begun:tcp", client.name()),
+            "the inside of a pod is seen by `twill` on its node alone".to_owned(),
+            format!("{veth} of cni0   [pod default/{}]", client.name()),
+            format!("goto lb-1   {object}"),
+            endpoint.clone(),
+            format!(
+                "route       10.244.3.0/24 via 10.244.3.0 dev flannel.1 onlink   [Lease subnet-10-244-3-0-24 of node {}]",
+                end.name()
+            ),
+            onward.clone(),
+        ],
+    );
+    traced(
+        &from_node,
+        0,
+        &[
+            format!("a process sends from {}", middle.ip()),
+            endpoint.clone(),
+            onward,
+        ],
+    );
+    traced(
+        &from_outside,
+        0,
+        &[
+            format!("tcp {}:{NODE_PORT}", middle.ip()),
+            format!("goto np-1   {object}"),
+            endpoint,
+        ],
+    );
+    let on_middle = |line: &str| middle.machine().run(line).unwrap();
+    on_middle("nft add table ip wall");
+    on_middle("nft add chain ip wall gate { type filter hook forward priority 0 ; }");
+    on_middle(&format!(
+        "nft add rule ip wall gate ip daddr {} drop",
+        server.ip()
+    ));
+    let drops = "✗ chain ip wall gate drops it".to_owned();
+    traced(&from_client, 1, &[drops]);
+    on_middle("nft delete table ip wall");
+
+    let pods = asking_all(
+        near,
+        &format!("pods --at {} {} -o json", middle.name(), client.name()),
+    );
+    let pods: Value = serde_json::from_slice(&pods.stdout).unwrap();
+    assert_eq!(pods[0]["veth"], veth, "{pods}");
+    let unknown = asking_all(near, &format!("pods --at {}x", middle.name()));
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(
+        text(&unknown).contains(&format!("is it {}", middle.name())),
+        "{}",
+        text(&unknown)
+    );
+    lab().unexpose(&service).unwrap();
+    lab().delete_pod(client).unwrap();
+    lab().delete_pod(server).unwrap();
+}
+
+fn every_pair_of_nodes_is_probed_and_every_node_examined_from_one() {
+    let nodes = lab().nodes();
+    let (near, far) = (&nodes[0], lab().node(NODES[2]).unwrap());
     let told = |line: &str| {
-        let mut command = near.machine().command("/opt/twill/twill");
-        command.args(line.split(' '));
-        let reach = format!("sh {REACH} {{node}} {{url}}");
-        let output = command.args(["--reach", &reach]).output().unwrap();
+        let output = asking_all(near, line);
         (output.status.code(), text(&output), output.stdout)
     };
 

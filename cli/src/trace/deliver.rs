@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Node;
 
 use super::choose::of_kube;
 use super::compare::{name_of, pod_of, with_address, with_mac};
-use super::start::gone;
+use super::start::{gone, unseen};
 use super::{Tracer, place, step_hop};
 use crate::legacy;
 use crate::objects::Known;
@@ -558,20 +558,14 @@ impl Tracer<'_> {
     /// Where the packet ends.
     fn inside(&mut self, packet: &Packet, record: &Record) -> Result<Hop> {
         let (proto, to, port) = (packet.proto, packet.destination, packet.port);
-        let object = Some(pod_of(record));
         if !self.sees_pods {
-            let hop = Hop::new("pod", place(to, port)).of(object);
-            let warning = "the inside of a pod is seen by `twill` on its node alone".to_owned();
-            return Ok(Hop {
-                warnings: vec![warning],
-                ..hop
-            });
+            return Ok(unseen(place(to, port), record));
         }
         let Some(mut inside) = self.view.inside(record)? else {
             return Ok(gone(record));
         };
         let (ifname, at) = (&record.if_name, place(to, port));
-        let hop = Hop::new("pod", format!("{ifname} {proto} {at}")).of(object);
+        let hop = Hop::new("pod", format!("{ifname} {proto} {at}")).of(Some(pod_of(record)));
         if !inside.addrs()?.iter().any(|addr| addr.cidr.addr() == to) {
             return Ok(hop.fault(
                 format!("the pod's {ifname} does not have {to} any more"),

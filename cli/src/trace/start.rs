@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use cni_plugin::record::Record;
 use hostnet::vocab::Family;
 
+use super::compare::pod_of;
 use super::{Start, Tracer};
 use crate::report::Hop;
 use crate::target::{self, Destination, From, ip_route, stranger};
@@ -118,56 +119,74 @@ impl Tracer<'_> {
             index: link.index,
             name: link.name,
         });
-        let mut hops = Vec::new();
-        let mut bridged = false;
-        let (name, ifname) = (target::name_of(record), &record.if_name);
-        let object = Some(format!("pod {name}"));
-        match self.view.inside(record)? {
-            None => hops.push(gone(record)),
-            Some(mut inside) => {
-                let link = inside
-                    .links()?
-                    .into_iter()
-                    .find(|link| link.name == *ifname);
-                let route = inside.route(to.address)?;
-                let hop = Hop::new("pod", format!("{ifname} {source}")).of(object);
-                hops.push(match (link, route) {
-                    (None, _) => hop.fault(
-                        format!("{ifname} is not in the pod"),
-                        "delete the pod: its network has to be made anew",
-                    ),
-                    (Some(link), _) if !link.up => hop.fault(
-                        format!("{ifname} is down in the pod"),
-                        format!(
-                            "`nsenter --net={} ip link set {ifname} up`",
-                            record.netns.display()
-                        ),
-                    ),
-                    (_, None) => hop.fault(
-                        format!("the pod has no route to {}", to.address),
-                        "delete the pod: its routes have to be made anew",
-                    ),
-                    (_, Some(route)) => {
-                        bridged = route.gateway.is_none();
-                        let via = match route.gateway {
-                            Some(gateway) => format!("{} via {gateway}", to.address),
-                            None => format!("{} is a neighbour", to.address),
-                        };
-                        Hop {
-                            text: format!("{ifname} {source}, {via}"),
-                            ..hop
-                        }
-                    }
-                });
-            }
-        }
-        hops.push(self.port(record));
+        let (hop, bridged) = match self.sees_pods {
+            true => self.within(record, source, to)?,
+            // The subnet of its node is its own link's, by twill-cni's routes.
+            false => (
+                unseen(format!("{} {source}", record.if_name), record),
+                self.networks.iter().any(|n| n.own.contains(to.address)),
+            ),
+        };
         Ok(Start {
-            label: format!("pod/{name}"),
+            label: format!("pod/{}", target::name_of(record)),
             packet: self.packet(source, to, iif),
-            hops,
+            hops: vec![hop, self.port(record)],
             bridged,
         })
+    }
+
+    /// What the packet meets in the pod, and whether it takes its destination for a neighbour.
+    fn within(
+        &mut self,
+        record: &Record,
+        source: IpAddr,
+        to: &Destination,
+    ) -> crate::view::Result<(Hop, bool)> {
+        let Some(mut inside) = self.view.inside(record)? else {
+            return Ok((gone(record), false));
+        };
+        let ifname = &record.if_name;
+        let link = inside
+            .links()?
+            .into_iter()
+            .find(|link| link.name == *ifname);
+        let route = inside.route(to.address)?;
+        let hop = Hop::new("pod", format!("{ifname} {source}")).of(Some(pod_of(record)));
+        let fault = match (link, route) {
+            (None, _) => hop.fault(
+                format!("{ifname} is not in the pod"),
+                "delete the pod: its network has to be made anew",
+            ),
+            (Some(link), _) if !link.up => hop.fault(
+                format!("{ifname} is down in the pod"),
+                format!(
+                    "`nsenter --net={} ip link set {ifname} up`",
+                    record.netns.display()
+                ),
+            ),
+            (_, None) => hop.fault(
+                format!("the pod has no route to {}", to.address),
+                "delete the pod: its routes have to be made anew",
+            ),
+            (_, Some(route)) => {
+                let via = match route.gateway {
+                    Some(gateway) => format!("{} via {gateway}", to.address),
+                    None => format!("{} is a neighbour", to.address),
+                };
+                let text = format!("{ifname} {source}, {via}");
+                return Ok((Hop { text, ..hop }, route.gateway.is_none()));
+            }
+        };
+        Ok((fault, false))
+    }
+}
+
+/// The inside of a pod, from where it cannot be entered.
+pub(super) fn unseen(text: String, record: &Record) -> Hop {
+    let warning = "the inside of a pod is seen by `twill` on its node alone".to_owned();
+    Hop {
+        warnings: vec![warning],
+        ..Hop::new("pod", text).of(Some(pod_of(record)))
     }
 }
 
