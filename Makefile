@@ -42,7 +42,7 @@ KIND_TEST := cargo test --workspace --test kind -- --nocapture --test-threads=1
 # Its binaries are what is shipped but for the compiler's effort: that takes five times as long.
 smoke: prepare ## An installation on a kind cluster: hello-world, restart, upgrade, uninstall
 	@integration/kind/prepare
-	@RUSTFLAGS="$(STATIC)" $(STEP) "building static binaries" cargo build --profile smoke --target $(TARGET) -p cni-plugin -p flanneld -p proxy --bins
+	@RUSTFLAGS="$(STATIC)" $(STEP) "building static binaries" cargo build --profile smoke --target $(TARGET) -p cni-plugin -p flanneld -p proxy -p cli --bins
 	@mkdir -p target/images/smoke && manifests/image/build target/$(TARGET)/smoke $(VERSION) target/images/smoke/twill.tar
 	@$(STEP) "building the test" cargo test --workspace --test kind --no-run
 	@TWILL_BINARIES=$(CURDIR)/target/$(TARGET)/smoke TWILL_IMAGES=$(CURDIR)/target/images/smoke $(STEP) "installing on a kind cluster" $(KIND_TEST) smoke

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use integration::kind::{Cluster, NODES};
 use integration::progress::Progress;
 
+mod command;
 mod events;
 mod load;
 mod migration;

@@ -1,11 +1,11 @@
-//! The whole way of an installation: apply, hello-world, restart, upgrade, uninstall.
+//! The whole way of an installation: apply, hello-world, `twill`, restart, upgrade, uninstall.
 
 use integration::kind::{Cluster, NODES};
 
 use crate::load::{self, Load, POD};
 use crate::{
-    ROOT, addresses, binaries, cluster_ips, install, leaves_nothing, look, new_cluster, reaches,
-    rolled_out,
+    ROOT, addresses, binaries, cluster_ips, command, install, leaves_nothing, look, new_cluster,
+    reaches, rolled_out,
 };
 
 /// The connections that must not break: a node port by another node, a cluster IP by a node and by a pod, a host port.
@@ -28,6 +28,7 @@ fn smoke_twill_yaml_makes_a_kind_cluster_work_and_leaves_it_as_it_was() {
     let manifests = format!("-f {ROOT}/manifests/twill.yaml");
     install(&cluster, &manifests);
     reaches(&cluster);
+    command::answers(&cluster);
 
     let loads = connects(&cluster);
     cluster
