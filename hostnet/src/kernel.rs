@@ -31,6 +31,14 @@ pub fn too_old(release: &str) -> Option<String> {
     })
 }
 
+/// What to tell of something that the kernel has in a module of its own, and not here.
+pub(crate) fn lacks(what: &str, module: &str, config: &str) -> String {
+    format!(
+        "the kernel has no {what}: `modprobe {module}` on the node, whose distribution may have it in a package of further \
+         modules, or a kernel with {config}"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -116,7 +116,11 @@ pub fn event(lab: &Lab, node: &str, reason: &str) -> String {
         events.iter().find(is_it)?.note.clone()
     };
     let what = format!("Event {reason} on {node}");
-    let log = || lab.node(node).unwrap().log(Daemon::Flanneld);
+    let log = || {
+        Daemon::ALL
+            .map(|daemon| lab.node(node).unwrap().log(daemon))
+            .concat()
+    };
     wait::until(&what, wait::PATIENCE, || {
         Ok(find().ok_or_else(|| anyhow::anyhow!("it is not there")))
     })

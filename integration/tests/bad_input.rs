@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use integration::machine::root;
 use integration::testing::event;
 use integration::traffic::{Stream, Transport};
 use integration::{Daemon, Lab, Node, PodSpec, http, wait};
@@ -152,19 +153,53 @@ fn powerless(lab: &Lab) -> String {
 }
 
 #[test]
+fn rules_that_cannot_be_programmed_are_told_and_harm_no_other_node() {
+    let lab = Lab::builder()
+        .node("good", &[])
+        .node("powerless", &[])
+        .daemons(&[])
+        .up()
+        .unwrap();
+    let [good, bad] = ["good", "powerless"].map(|name| lab.node(name).unwrap());
+    // A manifest without the capability that nf_tables asks for.
+    let argv = bad.proxy_argv(Daemon::Proxy.name(), "nftables");
+    let argv: Vec<&str> = ["setpriv", "--bounding-set=-net_admin"]
+        .into_iter()
+        .chain(argv.iter().map(String::as_str))
+        .collect();
+    bad.machine()
+        .spawn(Daemon::Proxy.name(), &argv, &[])
+        .unwrap();
+    good.provide(Daemon::Proxy, lab.control_plane(), NET_CONF)
+        .unwrap();
+    good.start(Daemon::Proxy).unwrap();
+
+    let note = event(&lab, bad.name(), "RulesNotProgrammed");
+    let log = bad.log(Daemon::Proxy);
+    for said in [note, log] {
+        assert!(said.contains("CAP_NET_ADMIN is needed"), "{said}");
+    }
+    let healthz = SocketAddr::from((Ipv4Addr::LOCALHOST, 10256));
+    let answer = http::get(bad.machine().netns(), healthz, "/healthz").unwrap();
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    good.wait_ready(Daemon::Proxy).unwrap();
+}
+
+#[test]
 fn an_old_kernel_is_named_at_the_start() {
     let lab = Lab::builder().node("old", &[]).daemons(&[]).up().unwrap();
-    let output = lab.nodes()[0]
-        .machine()
-        .command("sh")
-        .args([
-            "-c",
-            "echo '{\"Network\": \"10.244.0.0/16\"}' >/tmp/net-conf.json; exec setarch --uname-2.6 $0/flanneld --node-name=old --net-config-path=/tmp/net-conf.json --kube-api-url=none",
-            integration::machine::root::BINARIES,
-        ])
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("this is Linux 2.6."), "{said}");
-    assert!(said.contains("5.13 or later is needed"), "{said}");
+    let machine = lab.nodes()[0].machine();
+    machine.write("/tmp/net-conf.json", NET_CONF).unwrap();
+    for daemon in [
+        "flanneld --node-name=old --net-config-path=/tmp/net-conf.json --kube-api-url=none",
+        "twill-proxy --hostname-override=old --init-only",
+    ] {
+        let script = format!("exec setarch --uname-2.6 {}/{daemon}", root::BINARIES);
+        let output = machine.command("sh").args(["-c", &script]).output();
+        let output = output.unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("this is Linux 2.6."), "{said}");
+        assert!(said.contains("5.13 or later is needed"), "{said}");
+    }
 }

@@ -71,6 +71,19 @@ impl Events {
         });
     }
 
+    /// Rules cannot be programmed, and that does not pass by itself.
+    pub fn not_programmed(&self, name: &str, error: &str) {
+        let old = hostnet::kernel::too_old(&hostnet::kernel::release());
+        self.publish(|| Notice {
+            warning: true,
+            reason: "RulesNotProgrammed",
+            action: "ProgramService",
+            note: old.map_or_else(|| error.to_owned(), |old| format!("{error}; {old}")),
+            regarding: node(name, name),
+            related: None,
+        });
+    }
+
     /// An address and port of a Service is another's already.
     pub fn conflict(&self, conflict: &Conflict, index: &Index) {
         self.publish(|| Notice {

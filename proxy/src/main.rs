@@ -84,6 +84,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
             .with_context(|| format!("--write-config-to {}", path.display()));
     }
     agent::logging::init(&config.log, &["proxy"])?;
+    if let Some(warning) = hostnet::kernel::too_old(&hostnet::kernel::release()) {
+        tracing::warn!("{warning}");
+    }
     if args.init_only {
         config.tell();
         if let Mode::Iptables { options, .. } = &config.mode {

@@ -43,6 +43,8 @@ const SLICES: &str = "!service.kubernetes.io/headless";
 const TICK: Duration = Duration::from_millis(250);
 /// How long the first pass waits for ServiceCIDRs, of which a server before 1.33 never tells.
 const NETWORKS: Duration = Duration::from_secs(2);
+/// What has failed this often does not pass by itself: it is an Event.
+const LASTING: u32 = 3;
 /// The first wait after a failed pass, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
@@ -371,12 +373,11 @@ impl<B: Backend> Runner<B> {
                 });
             }
             Err(error) => {
-                let failures = self.pacer.failures();
-                tracing::error!(
-                    error = chain(&error),
-                    failures,
-                    "rules could not be programmed: will retry"
-                );
+                let (error, failures) = (chain(&error), self.pacer.failures());
+                if failures == LASTING {
+                    self.syncer.tell_of_failure(&self.index, &error);
+                }
+                tracing::error!(error, failures, "rules could not be programmed: will retry");
             }
         }
         self.plan_tick();

@@ -159,6 +159,11 @@ impl<B: Backend> Syncer<B> {
         Ok(())
     }
 
+    /// Tells the Node's users why rules cannot be programmed.
+    pub fn tell_of_failure(&self, index: &Index, error: &str) {
+        self.events.not_programmed(index.this_node(), error);
+    }
+
     /// Tells of node ports that pods of this node have as host ports.
     pub fn tell_of_host_ports(&mut self, index: &Index) {
         match self.host_ports.look(self.planner.ruleset()) {

@@ -4,6 +4,7 @@ use std::io;
 
 use netlink_packet_core::DecodeError;
 
+use crate::kernel;
 use crate::netns::NetNsError;
 
 /// A netlink operation that failed. `what` names the operation and its object: `add address
@@ -17,7 +18,7 @@ pub enum Error {
     #[error("cannot open a netlink socket")]
     Namespace(#[from] NetNsError),
     /// The kernel refused.
-    #[error("cannot {what}{}", hint(.message))]
+    #[error("cannot {what}{}", hint(.what, .message))]
     Kernel {
         /// The operation and its object.
         what: String,
@@ -53,11 +54,19 @@ pub enum Error {
     },
 }
 
-fn hint(message: &str) -> String {
-    if message.is_empty() {
-        String::new()
-    } else {
-        format!(" ({message})")
+/// The kernel's words, and what to do where they alone say it.
+fn hint(what: &str, message: &str) -> String {
+    let kind = what
+        .strip_prefix("create ")
+        .and_then(|it| it.split(' ').next());
+    match (message, kind) {
+        ("", _) => String::new(),
+        ("Unknown device type", Some(kind)) => {
+            let config = format!("CONFIG_{}", kind.to_ascii_uppercase());
+            let lacks = kernel::lacks(&format!("devices of the type {kind}"), kind, &config);
+            format!(" ({message}; {lacks})")
+        }
+        _ => format!(" ({message})"),
     }
 }
 

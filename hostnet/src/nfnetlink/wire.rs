@@ -54,6 +54,11 @@ impl Writer {
         self.buf
     }
 
+    /// How many bytes have been written.
+    pub(crate) fn len(&self) -> usize {
+        self.buf.len()
+    }
+
     /// Writes one nf_tables message; `body` writes its attributes.
     pub(crate) fn nft(
         &mut self,

@@ -11,11 +11,13 @@ use super::diff::{Changes, Op};
 use super::error::Refusal;
 use super::rule::Rule;
 use super::set::{Element, SetDecl, encode_element};
-use super::table::{Chain, Policy};
+use super::table::{Chain, ChainKind, Policy};
 use super::types::Key;
 use super::udata;
-use super::wire::{self, Writer, chain, elem, msg, rule, set, table};
+use super::wire::{self, Attrs, Writer, chain, elem, msg, rule, set, table};
+use crate::kernel;
 use crate::nfnetlink::{Ack, Socket};
+use crate::vocab::Family;
 
 /// The most elements in one list.
 const LIST_MAX: usize = 1_000;
@@ -49,6 +51,8 @@ pub(super) struct Batch<'a> {
 /// One message of a batch.
 struct Sent {
     ops: Range<usize>,
+    /// Where it begins in the batch.
+    start: usize,
     /// Of a list of elements: where each operation begins, from the start of the message.
     offsets: Vec<usize>,
 }
@@ -110,6 +114,9 @@ impl<'a> Batch<'a> {
                         operation: self.describe(sent, ack.offset),
                         errno,
                         message: ack.message.map(str::to_owned),
+                        lacks: (errno == Errno::ENOENT)
+                            .then(|| self.lacking(sent, ack.offset?))
+                            .flatten(),
                     }),
                 }
             }
@@ -146,6 +153,35 @@ impl<'a> Batch<'a> {
             None => text,
         }
     }
+
+    /// What the kernel lacks if it has not found what is at this offset of a message: what has a module of its own, and
+    /// refers to nothing of a table's that may be missing in its place.
+    fn lacking(&self, sent: &Sent, offset: usize) -> Option<String> {
+        let (kind, value) = Attrs(self.bytes.get(sent.start + offset..)?)
+            .into_iter()
+            .next()?;
+        match self.changes.ops.get(sent.ops.start)? {
+            Op::AddChain(_, is) if kind == chain::TYPE => {
+                let is_nat = is.base.as_ref()?.kind == ChainKind::Nat;
+                is_nat.then(|| kernel::lacks("NAT in nf_tables", "nft_chain_nat", "CONFIG_NFT_NAT"))
+            }
+            Op::SetRules(..) | Op::AddRule(..) if kind == rule::LIST_ELEM => {
+                let name = Attrs(value).str(rule::EXPR_NAME)?;
+                let module = match (name, self.changes.table.family) {
+                    ("ct" | "numgen" | "nat" | "masq" | "redir" | "counter", _) => {
+                        format!("nft_{name}")
+                    }
+                    ("fib" | "reject", Family::V4) => format!("nft_{name}_ipv4"),
+                    ("fib" | "reject", Family::V6) => format!("nft_{name}_ipv6"),
+                    _ => return None,
+                };
+                let what = format!("expression `{name}` in nf_tables");
+                let config = format!("CONFIG_{}", module.to_ascii_uppercase());
+                Some(kernel::lacks(&what, &module, &config))
+            }
+            _ => None,
+        }
+    }
 }
 
 struct Compiler<'a> {
@@ -161,6 +197,7 @@ impl Compiler<'_> {
         let seq = self.first_seq.wrapping_add(self.messages.len() as u32);
         self.messages.push(Sent {
             ops,
+            start: self.writer.len(),
             offsets: Vec::new(),
         });
         seq
@@ -303,10 +340,8 @@ impl Compiler<'_> {
         });
         let end = at + offsets.len();
         if let Some(sent) = self.messages.last_mut() {
-            *sent = Sent {
-                ops: at..end,
-                offsets,
-            };
+            sent.ops = at..end;
+            sent.offsets = offsets;
         }
         end
     }
@@ -347,5 +382,54 @@ fn encode_rule(w: &mut Writer, table: &str, chain: &str, new: &Rule) {
     });
     if let Some(comment) = &new.comment {
         w.bytes(rule::USERDATA, &udata::of_comment(comment));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netns::NetNs;
+    use crate::nft::{FIB_LOCAL, Hook, Selector, Table, diff};
+
+    /// What a kernel says to a table that asks for something under a name that no kernel has.
+    fn refused(table: Table, name: &str) -> String {
+        let ns = NetNs::new_anonymous().unwrap();
+        let mut socket = ns.run_in(Socket::open).unwrap().unwrap();
+        let changes = diff(None, table);
+        let all = 0..changes.ops.len();
+        let batch = Batch::compile(&changes, all, None, socket.next_seq());
+        let (name, no_name) = (format!("{name}\0"), "?".repeat(name.len()));
+        let mut bytes = batch.bytes.clone();
+        let at =
+            (0..bytes.len() - name.len()).rfind(|at| bytes[*at..].starts_with(name.as_bytes()));
+        let at = at.unwrap();
+        bytes[at..at + no_name.len()].copy_from_slice(no_name.as_bytes());
+        socket.send(&bytes).unwrap();
+        batch.read_answers(&mut socket).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_a_kernel_lacks_is_told_from_what_a_table_lacks() {
+        let v4 = || Table::new(Family::V4, "twill-test");
+        let nat = || v4().chain("in", Chain::nat(Hook::Prerouting, -100));
+        let said = refused(nat(), "nat");
+        assert!(said.contains("`modprobe nft_chain_nat`"), "{said}");
+        let said = refused(nat(), "twill-test");
+        assert!(
+            said.contains("ENOENT") && !said.contains("modprobe"),
+            "{said}"
+        );
+
+        let local = Rule::new().eq(Selector::FibDaddrType, FIB_LOCAL).drop();
+        let table =
+            Table::new(Family::V6, "twill-test").chain("local", Chain::regular().rule(local));
+        let said = refused(table, "fib");
+        assert!(said.contains("`modprobe nft_fib_ipv6`"), "{said}");
+        let nowhere = Chain::regular().rule(Rule::new().jump("nowhere"));
+        let said = refused(v4().chain("lost", nowhere), "nowhere");
+        assert!(
+            said.contains("ENOENT") && !said.contains("modprobe"),
+            "{said}"
+        );
     }
 }

@@ -58,8 +58,20 @@ pub(super) fn read_generation(socket: &mut Socket) -> Result<u32, Error> {
         |message| {
             id = id.or(message.attrs().be32(generation::ID));
         },
-    )?;
+    )
+    .map_err(of_nobody)?;
     id.ok_or(Error::Malformed("no generation id"))
+}
+
+/// A question that has nothing in it is invalid only if there is nobody to ask: the subsystem is not there.
+fn of_nobody(error: Error) -> Error {
+    match error {
+        Error::Read {
+            errno: Errno::EINVAL,
+            ..
+        } => Error::Absent,
+        other => other,
+    }
 }
 
 /// All tables of the namespace, of the families that Twill uses.
@@ -432,4 +444,23 @@ pub(super) fn request(
         },
         other => other.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_nf_tables_is_named() {
+        // It answers for a subsystem that it does not have as for one that no kernel has.
+        let nobody = 0x7f << 8 | u16::from(msg::GETGEN);
+        let mut socket = Socket::open().unwrap();
+        let refused =
+            nfnetlink::request(&mut socket, nobody, wire::F_ACK, 0, |_| {}, |_| {}).unwrap_err();
+        let said = of_nobody(refused.into()).to_string();
+        assert!(
+            said.starts_with("the kernel has no nf_tables: `modprobe nf_tables` on the node"),
+            "{said}"
+        );
+    }
 }

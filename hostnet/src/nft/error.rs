@@ -6,11 +6,14 @@ use std::io;
 use nix::errno::Errno;
 
 use super::table::TableId;
-use crate::nfnetlink;
+use crate::{kernel, nfnetlink};
 
 /// An error of [`Nft`](super::Nft) or [`Monitor`](super::Monitor).
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Nothing in the kernel answers for nf_tables.
+    #[error("{}", kernel::lacks("nf_tables", "nf_tables", "CONFIG_NF_TABLES"))]
+    Absent,
     /// The socket failed; `operation` says in doing what.
     #[error("nf_tables: {operation}")]
     Socket {
@@ -62,6 +65,11 @@ pub enum Error {
 impl From<nfnetlink::Error> for Error {
     fn from(error: nfnetlink::Error) -> Error {
         match error {
+            nfnetlink::Error::Socket { source, .. }
+                if source.raw_os_error() == Some(libc::EPROTONOSUPPORT) =>
+            {
+                Error::Absent
+            }
             nfnetlink::Error::Socket { operation, source } => Error::Socket { operation, source },
             nfnetlink::Error::Refused(errno) => Error::Read {
                 what: "the ruleset".to_owned(),
@@ -99,13 +107,18 @@ pub struct Refusal {
     pub errno: Errno,
     /// The kernel's words, where it has any (extended acknowledgement).
     pub message: Option<String>,
+    /// What the kernel lacks, where that is certain, and what brings it.
+    pub lacks: Option<String>,
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}`: {}", self.operation, errno_text(self.errno))?;
-        match &self.message {
-            Some(message) => write!(f, ": {message}"),
+        if let Some(message) = &self.message {
+            write!(f, ": {message}")?;
+        }
+        match &self.lacks {
+            Some(lacks) => write!(f, "; {lacks}"),
             None => Ok(()),
         }
     }

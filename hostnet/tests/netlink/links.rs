@@ -44,6 +44,14 @@ fn a_bridge_keeps_its_settings() {
 }
 
 #[test]
+fn a_kind_that_the_kernel_does_not_have_is_named_with_the_module() {
+    let (_ns, mut rtnl) = private();
+    let none = NewLink::new(name("none0"), LinkKind::Other("twill-none".into()));
+    let said = rtnl.apply(link::create(&none)).unwrap_err().to_string();
+    assert!(said.contains("`modprobe twill-none` on the node"), "{said}");
+}
+
+#[test]
 fn a_veth_is_made_straight_into_the_other_namespace() {
     let (_host_ns, mut host) = private();
     let (pod_ns, mut pod) = private();
