@@ -1,6 +1,6 @@
 //! What probes are told.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use agent::http::Reply;
 use tokio::sync::watch;
@@ -39,30 +39,42 @@ impl Part {
             Self::Kernel => "the kernel does not hold all that is desired",
             Self::Files => "subnet.env is not written yet",
             Self::Published => "our Node does not tell the others yet where we are",
-            Self::Alone => "another network is in the way: see the log and the Events of the Node",
+            Self::Alone => "another network is in the way",
         }
     }
 }
 
-/// The parts that are there, to be told by the loop and read by the server.
-#[derive(Debug)]
-pub struct Health(watch::Sender<BTreeSet<Part>>);
+/// The parts that are missing, each with why, as far as that is known.
+pub type Missing = BTreeMap<Part, String>;
+
+/// What is missing, to be told by those who look and read by the server.
+#[derive(Clone, Debug)]
+pub struct Health(watch::Sender<Missing>);
 
 impl Health {
     /// With nothing there yet.
     #[must_use]
-    pub fn new() -> (Self, watch::Receiver<BTreeSet<Part>>) {
-        let (sender, receiver) = watch::channel(BTreeSet::new());
+    pub fn new() -> (Self, watch::Receiver<Missing>) {
+        let (sender, receiver) = watch::channel(Part::ALL.map(|part| (part, String::new())).into());
         (Self(sender), receiver)
     }
 
     /// Notes whether a part is there.
     pub fn set(&self, part: Part, there: bool) {
-        self.0.send_if_modified(|parts| {
+        self.0.send_modify(|missing| {
             if there {
-                parts.insert(part)
+                missing.remove(&part);
             } else {
-                parts.remove(&part)
+                missing.entry(part).or_default();
+            }
+        });
+    }
+
+    /// Notes why a part is missing, if it is.
+    pub fn explain(&self, part: Part, why: &str) {
+        self.0.send_modify(|missing| {
+            if let Some(known) = missing.get_mut(&part) {
+                why.clone_into(known);
             }
         });
     }
@@ -71,20 +83,16 @@ impl Health {
 /// The answer for a path. `/healthz` and `/livez` are 200 as long as the process can answer at all: a restart would
 /// mend nothing that the loop does not mend. `/readyz` is 200 when the node's network is complete.
 #[must_use]
-pub fn reply(target: &str, there: &BTreeSet<Part>) -> Reply {
+pub fn reply(target: &str, missing: &Missing) -> Reply {
     match target.split('?').next() {
         Some("/healthz" | "/livez") => Reply::text(200, "ok\n"),
+        Some("/readyz") if missing.is_empty() => Reply::text(200, "ok\n"),
         Some("/readyz") => {
-            let missing: Vec<&str> = Part::ALL
-                .iter()
-                .filter(|part| !there.contains(part))
-                .map(|part| part.missing())
-                .collect();
-            if missing.is_empty() {
-                Reply::text(200, "ok\n")
-            } else {
-                Reply::text(503, missing.join("\n") + "\n")
-            }
+            let line = |(part, why): (&Part, &String)| match &**why {
+                "" => format!("{}\n", part.missing()),
+                why => format!("{}: {why}\n", part.missing()),
+            };
+            Reply::text(503, missing.iter().map(line).collect::<String>())
         }
         _ => Reply::not_found(),
     }
@@ -107,8 +115,18 @@ mod tests {
         );
         health.set(Part::Files, true);
         assert_eq!(reply("/readyz?verbose", &parts.borrow()).status, 200);
+        health.explain(Part::Files, "of what is there nothing is said");
+        assert_eq!(reply("/readyz", &parts.borrow()).status, 200);
         health.set(Part::Kernel, false);
-        assert_eq!(reply("/readyz", &parts.borrow()).status, 503);
+        health.explain(Part::Kernel, "no devices of the type vxlan");
+        health.set(Part::Kernel, false);
+        assert_eq!(
+            reply("/readyz", &parts.borrow()),
+            Reply::text(
+                503,
+                "the kernel does not hold all that is desired: no devices of the type vxlan\n"
+            )
+        );
         assert_eq!(reply("/livez", &parts.borrow()).status, 200);
         assert_eq!(reply("/", &parts.borrow()).status, 404);
     }

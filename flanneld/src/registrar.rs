@@ -26,6 +26,7 @@ use crate::{
     ByFamily,
     announce::{self, Announcement},
     config::Config,
+    health::{Health, Part},
     lease::{Error, Holding, Leases, Others, Owner, renew_in},
     metrics::Counts,
     node::NodeObject,
@@ -68,6 +69,7 @@ pub struct Registrar {
     complaint: Option<String>,
     events: Recorder,
     counts: Counts,
+    health: Health,
 }
 
 /// What is held, and for which Node.
@@ -92,6 +94,7 @@ impl Registrar {
         held: watch::Sender<Option<ByFamily<Subnet>>>,
         events: Recorder,
         counts: Counts,
+        health: Health,
     ) -> Self {
         let config = Arc::clone(&configs.borrow_and_update());
         let leases = Leases::new(client.clone(), &config.lease_namespace, &config.node_name);
@@ -106,6 +109,7 @@ impl Registrar {
             complaint: None,
             events,
             counts,
+            health,
         }
     }
 
@@ -338,7 +342,14 @@ impl Registrar {
         let is_new = text != self.complaint;
         if is_new {
             match &text {
-                Some(error) => tracing::warn!(error, "not registered; trying again"),
+                Some(error) => {
+                    let part = match &self.holdings {
+                        None => Part::Subnet,
+                        Some(_) => Part::Published,
+                    };
+                    self.health.explain(part, error);
+                    tracing::warn!(error, "not registered; trying again");
+                }
                 None => tracing::info!("registered again"),
             }
             self.complaint = text;

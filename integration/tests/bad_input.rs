@@ -25,11 +25,13 @@ fn readyz(node: &Node) -> anyhow::Result<http::Response> {
 fn told(lab: &Lab, node: &Node, reason: &str, words: &[&str]) {
     let note = event(lab, node.name(), reason);
     let log = node.log(Daemon::Flanneld);
+    let ready = readyz(node).unwrap();
+    assert_eq!(ready.status, 503, "{log}");
     for word in words {
         assert!(note.contains(word), "{word} in {note}");
         assert!(log.contains(word), "{word} in {log}");
+        assert!(ready.body.contains(word), "{word} in {}", ready.body);
     }
-    assert_eq!(readyz(node).unwrap().status, 503, "{log}");
 }
 
 /// flanneld on a node, with this configuration.

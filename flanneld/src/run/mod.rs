@@ -82,9 +82,9 @@ const ORPHANS_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let (config, configs) = watch::channel(Arc::new(config));
     let current = Arc::clone(&config.borrow());
-    let (health, parts) = Health::new();
+    let (health, missing) = Health::new();
     let counts = Counts::new();
-    serve(&current, parts, &counts, &stop).await?;
+    serve(&current, missing, &counts, &stop).await?;
     // Before the first look at the kernel, so that nothing falls between.
     let (events, files) = (Events::open()?, Files::open()?);
     let reconciler = Reconciler::new(Host::open(sysctl_root())?);
@@ -100,6 +100,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         hold,
         recorder.clone(),
         counts.clone(),
+        health.clone(),
     );
     if let Some(every) = current.probe_interval {
         let records = files_of(&current).records;
@@ -156,13 +157,13 @@ fn recalled(config: &Config) -> Option<Recalled> {
 /// Starts the servers for probes and metrics.
 async fn serve(
     config: &Config,
-    parts: watch::Receiver<std::collections::BTreeSet<Part>>,
+    missing: watch::Receiver<health::Missing>,
     counts: &Counts,
     stop: &CancellationToken,
 ) -> Result<(), http::BindError> {
     if let Some(addr) = config.healthz {
         let listener = http::bind("--healthz-port", addr).await?;
-        let answer = move |target: &str| health::reply(target, &parts.borrow());
+        let answer = move |target: &str| health::reply(target, &missing.borrow());
         tokio::spawn(listener.serve(answer, stop.clone()));
     }
     if let Some(addr) = config.metrics {
@@ -496,7 +497,7 @@ impl Loop {
             Ok(report) => report,
             Err(error) => {
                 self.counts.failed(&error);
-                self.complain(Some(error.to_string()));
+                self.complain(Part::Kernel, Some(error.to_string()));
                 return false;
             }
         };
@@ -540,7 +541,7 @@ impl Loop {
         }
         self.look_for_rivals();
         let done = written.is_ok();
-        self.complain(written.err().map(|error| error.to_string()));
+        self.complain(Part::Files, written.err().map(|error| error.to_string()));
         done
     }
 
@@ -571,6 +572,8 @@ impl Loop {
             tracing::info!("no other network is in the way any more");
         }
         self.health.set(Part::Alone, rivals.is_empty());
+        let said: Vec<_> = rivals.iter().map(Rival::to_string).collect();
+        self.health.explain(Part::Alone, &said.join("; "));
         self.rivals = rivals;
     }
 
@@ -635,8 +638,11 @@ impl Loop {
         }
     }
 
-    /// Logs trouble when it begins, changes and ends. What does not pass by itself at once is an Event, too.
-    fn complain(&mut self, trouble: Option<String>) {
+    /// Logs trouble with a part when it begins, changes and ends. What does not pass by itself at once is an Event, too.
+    fn complain(&mut self, part: Part, trouble: Option<String>) {
+        if let Some(error) = &trouble {
+            self.health.explain(part, error);
+        }
         self.failed_passes = trouble
             .as_ref()
             .map_or(0, |_| self.failed_passes.saturating_add(1));
