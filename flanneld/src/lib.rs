@@ -22,6 +22,7 @@
 //! | nodes/status | patch | the annotations and the condition NetworkUnavailable of our own Node |
 //! | leases.coordination.k8s.io, in one namespace | list, watch | who holds which subnet |
 //! | the same | get, create, patch, delete | claiming, renewing and giving back our own; deleting one that has expired and whose Node is gone |
+//! | servicecidrs.networking.k8s.io | list | whether Services have addresses of pods |
 //! | events.k8s.io/events, in `default` | create, patch | telling of what somebody has to do something about |
 #![forbid(unsafe_code)]
 
@@ -57,6 +58,7 @@ pub mod recall;
 pub mod reconcile;
 pub mod registrar;
 pub mod run;
+pub mod services;
 pub mod state;
 
 pub use by_family::ByFamily;

@@ -136,7 +136,17 @@ pub enum Rival {
         /// The pods' network.
         network: Subnet,
     },
+    /// They may get them there.
+    ServiceRange {
+        /// What a ServiceCIDR says.
+        range: Subnet,
+        /// The pods' network.
+        network: Subnet,
+    },
 }
+
+const COLLISION: &str = "a pod may get an address that is a Service's; give Network in net-conf.json a range that neither \
+                         nodes nor Services have";
 
 impl fmt::Display for Rival {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -152,8 +162,12 @@ impl fmt::Display for Rival {
             Self::Services { ip, network } => write!(
                 f,
                 "the Service kubernetes has the address {ip} (KUBERNETES_SERVICE_HOST), which is inside the pods' Network \
-                 {network}: a pod may get an address that is a Service's; give Network in net-conf.json a range that \
-                 neither nodes nor Services have"
+                 {network}: {COLLISION}"
+            ),
+            Self::ServiceRange { range, network } => write!(
+                f,
+                "Services get addresses of {range} (`kubectl get servicecidrs`), of which the pods' Network {network} has \
+                 some too: {COLLISION}"
             ),
         }
     }
@@ -166,7 +180,7 @@ pub fn in_the_way(rival: &Rival, own: &ObjectReference) -> Notice {
         warning: true,
         reason: match rival {
             Rival::Conflist(_) => "OtherNetworkFirst",
-            Rival::Services { .. } => "NetworkCollision",
+            Rival::Services { .. } | Rival::ServiceRange { .. } => "NetworkCollision",
         },
         action: "ReadConfiguration",
         note: rival.to_string(),

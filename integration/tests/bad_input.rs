@@ -51,6 +51,7 @@ fn what_users_get_wrong_is_told_and_harms_no_other_node() {
         .node("two-networks", &["10.244.6.0/24".parse().unwrap()])
         .node("no-rights", &["10.244.7.0/24".parse().unwrap()])
         .node("on-services", &[])
+        .node("among-services", &[])
         .daemons(&[])
         .net_conf(NET_CONF)
         .up()
@@ -94,6 +95,16 @@ fn what_users_get_wrong_is_told_and_harms_no_other_node() {
         r#"{"Network": "172.30.0.0/28", "SubnetLen": 30}"#,
     );
     let words = ["KUBERNETES_SERVICE_HOST", "172.30.0.0/28", "give Network"];
+    told(&lab, bad, "NetworkCollision", &words);
+
+    // It is part of the range of Services: only ServiceCIDRs tell.
+    let bad = node("among-services");
+    start(
+        &lab,
+        bad,
+        r#"{"Network": "10.104.0.0/16", "SubnetLen": 24}"#,
+    );
+    let words = ["10.96.0.0/12", "10.104.0.0/16", "give Network"];
     told(&lab, bad, "NetworkCollision", &words);
 
     // The runtime would make pods by another network's configuration.

@@ -54,6 +54,7 @@ use crate::{
     recall::{self, Recalled},
     reconcile::{Reconciler, Report},
     registrar::{Registrar, View},
+    services,
 };
 
 use keep::Keeper;
@@ -107,6 +108,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tokio::spawn(prober::run(every, records, counts.clone()));
     }
     let registrar = tokio::spawn(registrar.run(views, announcements, stop.clone()));
+    let (ranges, service_ranges) = watch::channel(Vec::new());
+    tokio::spawn(services::follow(client.clone(), ranges));
     let current_pods = current.attachments_dir.clone().map(Pods::new);
     let daemon = Loop {
         index: Index::new(&current.node_name, current.annotations.clone()),
@@ -127,6 +130,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         complaint: None,
         failed_passes: 0,
         rivals: Vec::new(),
+        service_ranges,
         service_host: std::env::var("KUBERNETES_SERVICE_HOST")
             .ok()
             .and_then(|host| host.parse().ok()),
@@ -233,6 +237,8 @@ struct Loop {
     failed_passes: u32,
     /// Other networks in the way, as last told.
     rivals: Vec<Rival>,
+    /// Where Services get their addresses from, as far as the API server tells.
+    service_ranges: watch::Receiver<Vec<Subnet>>,
     /// The address of the Service `kubernetes`.
     service_host: Option<IpAddr>,
     pods_complaint: Option<String>,
@@ -285,6 +291,7 @@ impl Loop {
                     News::Pods => pacer.mark(),
                     News::Nothing => {}
                 },
+                Ok(()) = self.service_ranges.changed() => pacer.mark(),
                 () = self.files.changed() => {
                     self.reload();
                     // Whether our own files are as they shall be is a pass's business.
@@ -548,18 +555,22 @@ impl Loop {
     /// Other networks where ours should be are told, and are in the way of being ready, but of nothing else.
     fn look_for_rivals(&mut self) {
         let conflist = self.config.cni_conf_dir.as_deref().and_then(files::rival);
-        let services = self.service_host.and_then(|ip| {
-            let mut networks = self.config.net.networks.iter();
-            let (_, network) = networks.find(|(_, network)| network.network.contains(ip))?;
-            Some(Rival::Services {
-                ip,
-                network: network.network,
-            })
+        let networks = self.config.net.networks.iter();
+        let networks: Vec<Subnet> = networks.map(|(_, network)| network.network).collect();
+        let by_address = self.service_host.and_then(|ip| {
+            let network = *networks.iter().find(|network| network.contains(ip))?;
+            Some(Rival::Services { ip, network })
         });
+        let by_range = || {
+            self.service_ranges.borrow().iter().find_map(|&range| {
+                let network = *networks.iter().find(|network| network.overlaps(range))?;
+                Some(Rival::ServiceRange { range, network })
+            })
+        };
         let rivals: Vec<Rival> = conflist
             .map(Rival::Conflist)
             .into_iter()
-            .chain(services)
+            .chain(by_address.or_else(by_range))
             .collect();
         for rival in &rivals {
             if !self.rivals.contains(rival) {
