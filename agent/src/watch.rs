@@ -68,16 +68,24 @@ pub struct Selector {
 }
 
 /// Watches the objects of `api` that `selector` picks, for ever. Streaming lists (KEP-3157) where the server has
-/// them, paged lists where not. Errors are logged, once per kind of trouble, and retried with backoff.
-pub fn deltas<K>(api: Api<K>, selector: &Selector) -> impl Stream<Item = Delta<K>> + Send + use<K>
+/// them, paged lists where not. Errors are logged, once per kind of trouble, and retried with backoff; that the right to
+/// it is missing is `refused`, too.
+pub fn deltas<K, R>(
+    api: Api<K>,
+    selector: &Selector,
+    refused: R,
+) -> impl Stream<Item = Delta<K>> + Send + use<K, R>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    R: Fn(&str) + Send,
 {
     let kind = K::kind(&()).into_owned();
     let mut resync = Resync::default();
     let mut complaint = Complaint { kind, text: None };
     events(api, selector).flat_map(move |event| {
-        complaint.hear(&event);
+        if let Some(error) = complaint.hear(&event) {
+            refused(error);
+        }
         stream::iter(event.map(|event| resync.fold(event)).unwrap_or_default())
     })
 }
@@ -163,21 +171,29 @@ struct Complaint {
 }
 
 impl Complaint {
-    fn hear<T>(&mut self, event: &Result<T, Error>) {
-        match event {
-            Ok(_) => {
-                if self.text.take().is_some() {
-                    tracing::info!(kind = %self.kind, "watch works again");
-                }
+    /// Returns what is new if it is a refusal.
+    fn hear<T>(&mut self, event: &Result<T, Error>) -> Option<&str> {
+        let Err(error) = event else {
+            if self.text.take().is_some() {
+                tracing::info!(kind = %self.kind, "watch works again");
             }
-            Err(error) => {
-                let text = explain(error);
-                if self.text.as_ref() != Some(&text) {
-                    tracing::warn!(kind = %self.kind, error = %text, "watch failed; retrying, with what is known so far");
-                    self.text = Some(text);
-                }
-            }
+            return None;
+        };
+        let text = explain(error);
+        if self.text.as_ref() == Some(&text) {
+            return None;
         }
+        tracing::warn!(kind = %self.kind, error = %text, "watch failed; retrying, with what is known so far");
+        let text = self.text.insert(text);
+        is_refusal(error).then_some(text)
+    }
+}
+
+fn is_refusal(error: &Error) -> bool {
+    match error {
+        Error::InitialListFailed(kube::Error::Api(status))
+        | Error::WatchStartFailed(kube::Error::Api(status)) => status.is_forbidden(),
+        _ => false,
     }
 }
 
@@ -311,7 +327,8 @@ mod tests {
         let url = format!("http://{}", listener.local_addr()).parse().unwrap();
         tokio::spawn(listener.serve(old_server, stop.clone()));
         let client = Client::try_from(kube::Config::new(url)).unwrap();
-        let mut deltas = Box::pin(deltas::<ConfigMap>(Api::all(client), &Selector::default()));
+        let api = Api::<ConfigMap>::all(client);
+        let mut deltas = Box::pin(deltas(api, &Selector::default(), |_: &str| ()));
         let Some(Delta::Upsert(object)) = deltas.next().await else {
             panic!("the object comes first")
         };

@@ -129,7 +129,7 @@ fn what_users_get_wrong_is_told_and_harms_no_other_node() {
     let account = "/var/lib/kubelet/accounts/flanneld/token";
     bad.machine().write(account, &token).unwrap();
     bad.start(Daemon::Flanneld).unwrap();
-    let words = ["missing permission", "nodes", "apply the RBAC"];
+    let words = ["missing permission", "apply the RBAC"];
     told(&lab, bad, "MissingPermission", &words);
 
     stream.wait_for(50, wait::PATIENCE).unwrap();
@@ -166,14 +166,15 @@ fn powerless(lab: &Lab) -> String {
 }
 
 #[test]
-fn rules_that_cannot_be_programmed_are_told_and_harm_no_other_node() {
+fn what_keeps_services_from_a_node_is_told_and_harms_no_other() {
     let lab = Lab::builder()
         .node("good", &[])
-        .node("powerless", &[])
+        .node("incapable", &[])
+        .node("refused", &[])
         .daemons(&[])
         .up()
         .unwrap();
-    let [good, bad] = ["good", "powerless"].map(|name| lab.node(name).unwrap());
+    let [good, bad, refused] = ["good", "incapable", "refused"].map(|name| lab.node(name).unwrap());
     // A manifest without the capability that nf_tables asks for.
     let argv = bad.proxy_argv(Daemon::Proxy.name(), "nftables");
     let argv: Vec<&str> = ["setpriv", "--bounding-set=-net_admin"]
@@ -187,14 +188,26 @@ fn rules_that_cannot_be_programmed_are_told_and_harm_no_other_node() {
         .unwrap();
     good.start(Daemon::Proxy).unwrap();
 
-    let note = event(&lab, bad.name(), "RulesNotProgrammed");
-    let log = bad.log(Daemon::Proxy);
-    for said in [note, log] {
-        assert!(said.contains("CAP_NET_ADMIN is needed"), "{said}");
+    // Its ServiceAccount may write Events, and nothing else.
+    refused
+        .provide(Daemon::Proxy, lab.control_plane(), NET_CONF)
+        .unwrap();
+    let account = "/var/lib/kubelet/accounts/twill-proxy/token";
+    refused.machine().write(account, &powerless(&lab)).unwrap();
+    refused.start(Daemon::Proxy).unwrap();
+
+    for (node, reason, remedy) in [
+        (bad, "RulesNotProgrammed", "CAP_NET_ADMIN is needed"),
+        (refused, "MissingPermission", "apply the RBAC"),
+    ] {
+        let note = event(&lab, node.name(), reason);
+        for said in [note, node.log(Daemon::Proxy)] {
+            assert!(said.contains(remedy), "{said}");
+        }
+        let healthz = SocketAddr::from((Ipv4Addr::LOCALHOST, 10256));
+        let answer = http::get(node.machine().netns(), healthz, "/healthz").unwrap();
+        assert_eq!(answer.status, 503, "{}", answer.body);
     }
-    let healthz = SocketAddr::from((Ipv4Addr::LOCALHOST, 10256));
-    let answer = http::get(bad.machine().netns(), healthz, "/healthz").unwrap();
-    assert_eq!(answer.status, 503, "{}", answer.body);
     good.wait_ready(Daemon::Proxy).unwrap();
 }
 

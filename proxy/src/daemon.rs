@@ -125,6 +125,7 @@ pub async fn run(
         &client,
         &config.hostname,
         config.service_proxy_name.as_deref(),
+        &events,
     );
     let service = Service {
         index,

@@ -71,6 +71,18 @@ impl Events {
         });
     }
 
+    /// The API server does not let us read what rules come from.
+    pub fn refused(&self, name: &str, error: &str) {
+        self.publish(|| Notice {
+            warning: true,
+            reason: "MissingPermission",
+            action: "Watch",
+            note: error.to_owned(),
+            regarding: node(name, name),
+            related: None,
+        });
+    }
+
     /// Rules cannot be programmed, and that does not pass by itself.
     pub fn not_programmed(&self, name: &str, error: &str) {
         let old = hostnet::kernel::too_old(&hostnet::kernel::release());

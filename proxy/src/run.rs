@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
 use crate::config::{Config, Reload};
+use crate::events::Events;
 use crate::foreign::Foreign;
 use crate::health::Health;
 use crate::index::{Index, Update};
@@ -49,12 +50,17 @@ const LASTING: u32 = 3;
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
 /// What the API tells of everything that rules come from, on a Node of that name. `proxy_name`: see
-/// [`Index::proxy_name`].
+/// [`Index::proxy_name`]. What the API server refuses is told by `events`.
 pub fn updates(
     client: &Client,
     node: &str,
     proxy_name: Option<&str>,
+    events: &Events,
 ) -> BoxStream<'static, Update> {
+    let refused = || {
+        let (events, node) = (events.clone(), node.to_owned());
+        move |error: &str| events.refused(&node, error)
+    };
     let by_label = |labels: &str| Selector {
         labels: Some(labels.into()),
         fields: None,
@@ -67,12 +73,14 @@ pub fn updates(
         Some(name) => format!("{PROXY_NAME}={name}"),
         None => format!("!{PROXY_NAME}"),
     };
-    let services = deltas(Api::all(client.clone()), &by_label(&ours)).map(Update::Service);
-    let slices = deltas(Api::all(client.clone()), &by_label(SLICES)).map(Update::Slice);
-    let node = deltas(Api::all(client.clone()), &this_node).map(Update::Node);
+    let services =
+        deltas(Api::all(client.clone()), &by_label(&ours), refused()).map(Update::Service);
+    let slices = deltas(Api::all(client.clone()), &by_label(SLICES), refused()).map(Update::Slice);
+    let nodes = deltas(Api::all(client.clone()), &this_node, refused()).map(Update::Node);
     // All: a server before 1.33 has none of them, and the rest goes on without.
-    let cidrs = deltas(Api::all(client.clone()), &Selector::default()).map(Update::ServiceCidr);
-    select(select(services, cidrs), select(slices, node)).boxed()
+    let cidrs =
+        deltas(Api::all(client.clone()), &Selector::default(), refused()).map(Update::ServiceCidr);
+    select(select(services, cidrs), select(slices, nodes)).boxed()
 }
 
 /// The loop's state.

@@ -259,8 +259,17 @@ impl Loop {
         };
         let namespace = self.config.lease_namespace.clone();
         let slim_nodes = Api::all(slim::client::<NodeMessage>(client.clone()));
-        let mut nodes = std::pin::pin!(deltas(slim_nodes, &Selector::default()));
-        let mut leases = std::pin::pin!(deltas(Api::namespaced(client, &namespace), &leases));
+        let refused = || {
+            let (recorder, health) = (self.recorder.clone(), self.health.clone());
+            let own = self.own_reference();
+            move |error: &str| {
+                health.explain(Part::Listed, error);
+                recorder.publish(notices::refused(error, &own));
+            }
+        };
+        let mut nodes = std::pin::pin!(deltas(slim_nodes, &Selector::default(), refused()));
+        let of_leases = Api::namespaced(client, &namespace);
+        let mut leases = std::pin::pin!(deltas(of_leases, &leases, refused()));
         let mut pacer = Pacer::new(PACE);
         self.files.watch_folder_of(&self.config.net_conf_file);
         // It may have changed since it was read.
