@@ -88,24 +88,21 @@ fn what_users_get_wrong_is_told_and_harms_no_other_node() {
     told(&lab, bad, "NetworkNotProgrammed", &words);
 
     // It holds the address of the Service `kubernetes`, which the lab has at the control plane's, but not the node's own.
-    let bad = node("on-services");
-    start(
-        &lab,
-        bad,
-        r#"{"Network": "172.30.0.0/28", "SubnetLen": 30}"#,
-    );
-    let words = ["KUBERNETES_SERVICE_HOST", "172.30.0.0/28", "give Network"];
-    told(&lab, bad, "NetworkCollision", &words);
-
-    // It is part of the range of Services: only ServiceCIDRs tell.
-    let bad = node("among-services");
-    start(
-        &lab,
-        bad,
-        r#"{"Network": "10.104.0.0/16", "SubnetLen": 24}"#,
-    );
-    let words = ["10.96.0.0/12", "10.104.0.0/16", "give Network"];
-    told(&lab, bad, "NetworkCollision", &words);
+    // Or it is part of the range of Services, which ServiceCIDRs alone tell.
+    for (name, network, length, told_by) in [
+        (
+            "on-services",
+            "172.30.0.0/28",
+            30,
+            "KUBERNETES_SERVICE_HOST",
+        ),
+        ("among-services", "10.104.0.0/16", 24, "10.96.0.0/12"),
+    ] {
+        let net_conf = json!({"Network": network, "SubnetLen": length});
+        start(&lab, node(name), &net_conf.to_string());
+        let words = [network, told_by, "give Network"];
+        told(&lab, node(name), "NetworkCollision", &words);
+    }
 
     // The runtime would make pods by another network's configuration.
     let bad = node("two-networks");
@@ -131,6 +128,12 @@ fn what_users_get_wrong_is_told_and_harms_no_other_node() {
     bad.start(Daemon::Flanneld).unwrap();
     let words = ["missing permission", "apply the RBAC"];
     told(&lab, bad, "MissingPermission", &words);
+    wait::until("what cannot be listed", wait::PATIENCE, || {
+        let body = readyz(bad)?.body;
+        let is_told = body.contains("Nodes and Leases are not listed yet: missing permission");
+        Ok(wait::holds(is_told, &body))
+    })
+    .unwrap();
 
     stream.wait_for(50, wait::PATIENCE).unwrap();
     let report = stream.finish().unwrap();
