@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 
 const NODES: usize = 20;
 const NET_CONF: &str =
-    r#"{"Network": "10.99.0.0/16", "SubnetLen": 26, "Backend": {"Type": "vxlan"}}"#;
+    r#"{"Network": "10.199.0.0/16", "SubnetLen": 26, "Backend": {"Type": "vxlan"}}"#;
 
 /// All daemons at once, until all are ready.
 fn start(lab: &Lab) {
@@ -107,7 +107,7 @@ fn nodes_that_start_at_once_never_share_a_subnet_with_and_without_a_controller_m
     assert!(
         alone
             .values()
-            .all(|subnet| subnet.starts_with("10.99.") && subnet.ends_with("/26")),
+            .all(|subnet| subnet.starts_with("10.199.") && subnet.ends_with("/26")),
         "{alone:?}"
     );
     for node in lab.nodes() {
@@ -142,7 +142,7 @@ fn nodes_that_start_at_once_never_share_a_subnet_with_and_without_a_controller_m
                 &kubeconfig,
                 "--controllers=node-ipam-controller",
                 "--allocate-node-cidrs",
-                "--cluster-cidr=10.99.0.0/16",
+                "--cluster-cidr=10.199.0.0/16",
                 "--node-cidr-mask-size=26",
                 "--leader-elect=false",
                 "--secure-port=0",

@@ -441,7 +441,7 @@ fn conflicts_and_an_exhausted_network_are_events_that_name_the_remedy() {
     let builder = (1..=4).fold(Lab::builder(), |builder, n| {
         builder.node(&format!("node-{n}"), &[])
     });
-    let net_conf = r#"{"Network": "10.99.0.0/24", "SubnetLen": 26}"#;
+    let net_conf = r#"{"Network": "10.199.0.0/24", "SubnetLen": 26}"#;
     let lab = builder.daemons(&[]).net_conf(net_conf).up().unwrap();
     let start = |node: &Node| {
         node.provide(Daemon::Flanneld, lab.control_plane(), net_conf)
@@ -456,7 +456,7 @@ fn conflicts_and_an_exhausted_network_are_events_that_name_the_remedy() {
     start(last);
     let told = event(&lab, last.name(), "NetworkExhausted");
     assert!(
-        told.contains("no free subnet is left in 10.99.0.0/24"),
+        told.contains("no free subnet is left in 10.199.0.0/24"),
         "{told}"
     );
 
