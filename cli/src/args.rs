@@ -14,9 +14,11 @@ use hostnet::vocab::{Family, names};
 use serde::Serialize;
 
 use crate::begin;
+use crate::doctor::claims::Claims;
+use crate::doctor::rounds::rounds;
 use crate::doctor::{Finding, Findings, OfNode, OfNodes, Severity, examine_all};
 use crate::dump::{self, ByDumps, Dump};
-use crate::far;
+use crate::far::{self, Files};
 use crate::fix::Fix;
 use crate::kernel::Kernel;
 use crate::matrix::{self, Matrix};
@@ -181,12 +183,16 @@ struct StatusArgs {
 ///
 /// Each finding has a severity, the evidence and the remedy. Nothing is changed but with `--fix`. The exit status is 1 if
 /// there is (or, after `--fix`, is still) a finding of severity `error`, or with `--all` a node that is not seen. Of other
-/// nodes their flanneld tells, which does not see the processes of its host.
+/// nodes their flanneld tells, which sees neither the processes of its host nor, in a pod, twill-cni. Where the API server
+/// is known, nodes are also compared with their objects, and these with each other.
 #[derive(Debug, clap::Args)]
 struct DoctorArgs {
     /// Where the container runtime looks for CNI configurations
     #[arg(long, value_name = "DIR", default_value = names::CNI_CONF_DIR)]
     cni_conf_dir: PathBuf,
+    /// Where the container runtime looks for CNI plugins
+    #[arg(long, value_name = "DIR", default_value = names::CNI_BIN_DIR)]
+    cni_bin_dir: PathBuf,
     /// Do what the daemons would do: switches, devices that are down, the bridge's address
     #[arg(long, conflicts_with = "all")]
     fix: bool,
@@ -380,11 +386,13 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
             let server = server(args)?;
             let mut cluster = cluster(server.as_ref());
             let reach = reach(args, server, &mut kernel)?;
-            let here = reach.here();
-            let places = status::places(&mut cluster, here);
-            let answers = onward::everywhere(&places, &reach, far::DOCTOR, || {
-                findings(args, &how.cni_conf_dir, &mut kernel)
-            });
+            let claims = Claims::of(&mut cluster);
+            let mut places = claims.places();
+            if places.is_empty() {
+                places = status::places(&mut Cluster::default(), reach.here());
+            }
+            let files = args.files(&how.cni_conf_dir, &how.cni_bin_dir);
+            let answers = rounds(&places, &claims, &reach, &files, &mut kernel);
             let nodes = places.iter().map(ToString::to_string).zip(answers);
             let nodes: Vec<OfNode> = nodes.map(|(name, told)| OfNode::new(name, told)).collect();
             *out += &args.output.show(&nodes, &OfNodes(&nodes))?;
@@ -392,7 +400,19 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
             Ok(u8::from(!nodes.iter().all(OfNode::is_well)))
         }
         Command::Doctor(how) => {
-            let mut findings = examine_all(&mut kernel, &args.subnet_file, &how.cni_conf_dir)?;
+            let server = server(args)?;
+            let mut cluster = cluster(server.as_ref());
+            let claims = Claims::of(&mut cluster);
+            let at = claims.at(&reach(args, None, &mut kernel)?.own);
+            let files = args.files(&how.cni_conf_dir, &how.cni_bin_dir);
+            let look = |kernel: &mut Kernel| -> anyhow::Result<Vec<Finding>> {
+                let claim = at.and_then(|place| claims.of_node(place));
+                let mut findings = examine_all(kernel, &files, claim)?;
+                findings.extend(at.into_iter().flat_map(|place| claims.conflicts_of(place)));
+                findings.sort();
+                Ok(findings)
+            };
+            let mut findings = look(&mut kernel)?;
             let fixes: Vec<Fix> = findings.iter().filter_map(|f| f.fix.clone()).collect();
             if how.fix && !fixes.is_empty() {
                 for fix in fixes {
@@ -403,9 +423,10 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
                 }
                 // What is left, by a look that remembers nothing.
                 kernel = here(args)?;
-                findings = examine_all(&mut kernel, &args.subnet_file, &how.cni_conf_dir)?;
+                findings = look(&mut kernel)?;
             }
             *out += &args.output.show(&findings, &Findings(&findings))?;
+            not_seen(args, &cluster, out);
             let is_ill = findings.iter().any(|f| f.severity == Severity::Error);
             Ok(u8::from(is_ill))
         }
@@ -438,9 +459,16 @@ fn not_seen(args: &Args, cluster: &Cluster, out: &mut String) {
     }
 }
 
-/// What is wrong with this node, as another tells it.
-fn findings(args: &Args, cni_conf_dir: &Path, kernel: &mut Kernel) -> Result<Vec<Finding>, String> {
-    examine_all(kernel, &args.subnet_file, cni_conf_dir).map_err(|error| format!("{error:#}"))
+impl Args {
+    /// Where this node has what is not in its kernel.
+    fn files(&self, cni_conf_dir: &Path, cni_bin_dir: &Path) -> Files {
+        Files {
+            records: self.records.clone(),
+            subnet_file: self.subnet_file.clone(),
+            cni_conf_dir: cni_conf_dir.to_owned(),
+            cni_bin_dir: cni_bin_dir.to_owned(),
+        }
+    }
 }
 
 /// Sends packets, from all nodes if they are seen.
@@ -462,9 +490,12 @@ fn send(args: &Args, how: &ProbeArgs, kernel: &mut Kernel, out: &mut String) -> 
         .or_else(|| matrix::service_of_all(&mut cluster));
     let reach = reach(args, server, kernel)?;
     let places: Vec<_> = members.iter().map(|member| member.place.clone()).collect();
-    let answers = onward::everywhere(&places, &reach, &asked.target(), || {
-        asked.send(kernel).map_err(|error| format!("{error:#}"))
-    });
+    let answers = onward::everywhere(
+        &places,
+        &reach,
+        |_| asked.target(),
+        || asked.send(kernel).map_err(|error| format!("{error:#}")),
+    );
     let mut matrix = Matrix::of(&members, answers);
     if let Some(service) = how.service.filter(|_| !matrix.is_of_services()) {
         anyhow::bail!("--service {service}: on no node a rule of twill-proxy leads there");
@@ -474,9 +505,12 @@ fn send(args: &Args, how: &ProbeArgs, kernel: &mut Kernel, out: &mut String) -> 
         .into_iter()
         .filter(|place| in_trouble.contains(&place.to_string().as_str()))
         .collect();
-    let told = onward::everywhere(&places, &reach, far::DOCTOR, || {
-        findings(args, names::CNI_CONF_DIR.as_ref(), kernel)
-    });
+    let claims = match places.is_empty() {
+        true => Claims::default(),
+        false => Claims::of(&mut cluster),
+    };
+    let files = args.files(names::CNI_CONF_DIR.as_ref(), names::CNI_BIN_DIR.as_ref());
+    let told = rounds(&places, &claims, &reach, &files, kernel);
     let told = places.iter().map(ToString::to_string).zip(told);
     // What is not seen there is told by its row.
     matrix.findings = told

@@ -10,6 +10,7 @@ use hostnet::nft::Proto;
 use hostnet::vocab::Family;
 use percent_encoding::NON_ALPHANUMERIC;
 
+use crate::doctor::claims::Claim;
 use crate::doctor::examine_all;
 use crate::kernel::Kernel;
 use crate::objects::Cluster;
@@ -22,8 +23,8 @@ use crate::view::View;
 
 /// Asks for a packet's way: [`Query`].
 const TRACE: &str = "/trace";
-/// Asks for what is wrong: no question.
-pub const DOCTOR: &str = "/doctor";
+/// Asks for what is wrong: [`doctor`].
+const DOCTOR: &str = "/doctor";
 /// Asks for packets to all others: [`Probe`].
 const PROBE: &str = "/probe";
 /// Asks for a piece of the kernel's state: [`Ask`].
@@ -64,6 +65,36 @@ fn parse_view(target: &str) -> Result<Ask, String> {
     let text: String = given(target, "ask")?.ok_or_else(|| format!("{VIEW}?ask=JSON: no ask"))?;
     let json = percent_encoding::percent_decode_str(&text).decode_utf8_lossy();
     serde_json::from_str(&json).map_err(|error| format!("ask={json:?} is none: {error}"))
+}
+
+/// The values of a key, between commas.
+fn list<T: FromStr>(target: &str, key: &str) -> Result<Vec<T>, String> {
+    let text = given::<String>(target, key)?.unwrap_or_default();
+    let items = text.split(',').filter(|item| !item.is_empty());
+    let parsed = items.map(|item| item.parse().map_err(|_| format!("{key}={text:?} is none")));
+    parsed.collect()
+}
+
+/// Path and query of a request for what is wrong with a node, which knows no objects: with what these say of it.
+pub fn doctor(claim: Option<&Claim>) -> String {
+    let Some(Claim { subnets, vteps }) = claim else {
+        return DOCTOR.to_owned();
+    };
+    let subnets: Vec<_> = subnets.iter().map(ToString::to_string).collect();
+    let vteps: Vec<_> = vteps.iter().map(ToString::to_string).collect();
+    format!(
+        "{DOCTOR}?subnets={}&vteps={}",
+        subnets.join(","),
+        vteps.join(",")
+    )
+}
+
+/// The reverse of [`doctor`], but for the path.
+fn claim(target: &str) -> Result<Claim, String> {
+    Ok(Claim {
+        subnets: list(target, "subnets")?,
+        vteps: list(target, "vteps")?,
+    })
 }
 
 /// What is asked of a node: a packet that comes in there.
@@ -170,6 +201,8 @@ pub struct Files {
     pub subnet_file: PathBuf,
     /// CNI configurations, if they can be seen.
     pub cni_conf_dir: PathBuf,
+    /// CNI plugins, if they can be seen.
+    pub cni_bin_dir: PathBuf,
 }
 
 /// Follows the packet through this node, as a daemon sees it: not into pods.
@@ -206,8 +239,8 @@ pub fn reply(target: &str, files: &Files) -> Option<(u16, String)> {
         TRACE => Query::parse(target)?.map(|query| {
             answer(&query, files).and_then(|trace| Ok(serde_json::to_string(&trace)?))
         }),
-        DOCTOR => Ok(findings(files)),
         VIEW => parse_view(target).map(|ask| seen(&ask, files)),
+        DOCTOR => claim(target).map(|claim| findings(claim, files)),
         PROBE => Probe::parse(target)?.map(|asked| sent(&asked, files)),
         _ => return None,
     };
@@ -224,9 +257,9 @@ fn seen(ask: &Ask, files: &Files) -> anyhow::Result<String> {
     ask.answer(&mut Kernel::here(&files.records)?, &networks)
 }
 
-fn findings(files: &Files) -> anyhow::Result<String> {
+fn findings(claim: Claim, files: &Files) -> anyhow::Result<String> {
     let mut kernel = Kernel::here(&files.records)?;
-    let found = examine_all(&mut kernel, &files.subnet_file, &files.cni_conf_dir)?;
+    let found = examine_all(&mut kernel, files, Some(&claim))?;
     Ok(serde_json::to_string(&found)?)
 }
 
@@ -297,6 +330,24 @@ mod tests {
             parse_view("/view"),
             Err("/view?ask=JSON: no ask".to_owned())
         );
+    }
+
+    #[test]
+    fn what_objects_say_of_a_node_gets_there() {
+        let said = Claim {
+            subnets: ["10.244.1.0/24", "fd00:1::/64"]
+                .map(|subnet| subnet.parse().unwrap())
+                .into(),
+            vteps: vec!["0e:00:00:00:02:00".parse().unwrap()],
+        };
+        for said in [said, Claim::default()] {
+            assert_eq!(claim(&doctor(Some(&said))), Ok(said));
+        }
+        // An earlier twill says nothing.
+        assert_eq!(claim(&doctor(None)), Ok(Claim::default()));
+        assert!(is_known(&doctor(Some(&Claim::default()))));
+        let error = claim("/doctor?subnets=10.244.1.0/24,x").unwrap_err();
+        assert_eq!(error, "subnets=\"10.244.1.0/24,x\" is none");
     }
 
     #[test]

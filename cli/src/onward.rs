@@ -120,11 +120,11 @@ impl Reach for FromHere {
     }
 }
 
-/// Asks the daemons of all nodes at one time; of this node `here` tells.
+/// Asks the daemons of all nodes at one time, each for its target; of this node `here` tells.
 pub fn everywhere<T: DeserializeOwned + Send>(
     places: &[Place],
     reach: &FromHere,
-    target: &str,
+    target: impl Fn(&Place) -> String + Sync,
     here: impl FnOnce() -> Result<T, String>,
 ) -> Vec<Result<T, String>> {
     let own = places
@@ -133,7 +133,7 @@ pub fn everywhere<T: DeserializeOwned + Send>(
     let mut here = own.map(|_| here());
     let answers = at_once(places, AT_ONCE, |n, place| {
         (Some(n) != own).then(|| {
-            let body = reach.get(place, PORT, target)?;
+            let body = reach.get(place, PORT, &target(place))?;
             serde_json::from_str(&body)
                 .map_err(|error| format!("its answer is not understood: {error}"))
         })
@@ -150,7 +150,7 @@ pub(crate) fn patience(target: &str) -> Duration {
 }
 
 /// The body of a 200 of this machine's.
-fn loopback(port: u16, target: &str) -> Result<String, String> {
+pub(crate) fn loopback(port: u16, target: &str) -> Result<String, String> {
     let patience = patience(target);
     let ask = || -> std::io::Result<String> {
         let server = SocketAddr::from((Ipv4Addr::LOCALHOST, port));

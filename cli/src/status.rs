@@ -26,7 +26,17 @@ pub(crate) struct Daemon {
 /// Where flanneld says whether it is ready.
 pub(crate) const FLANNELD_HEALTH: u16 = 8081;
 
-const FLANNELD: Daemon = Daemon {
+impl Daemon {
+    /// The version that answers at its port, if one does.
+    pub(crate) fn version(
+        self,
+        get: impl FnOnce(u16, &str) -> Result<String, String>,
+    ) -> Option<String> {
+        Numbers::parse(&get(self.metrics, "/metrics").ok()?).version
+    }
+}
+
+pub(crate) const FLANNELD: Daemon = Daemon {
     name: "flanneld",
     prefix: "flanneld",
     metrics: crate::onward::PORT,

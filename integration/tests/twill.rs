@@ -6,6 +6,7 @@ use integration::machine::Machine;
 use integration::testing::{NODES, ask, lab, pod, service};
 use integration::traffic::{self, Transport};
 use integration::{Daemon, Node, inspect, wait};
+use k8s_openapi::api::core::v1::Node as CoreNode;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -356,6 +357,45 @@ fn every_pair_of_nodes_is_probed_and_every_node_examined_from_one() {
     let (code, text, _) = told("doctor --all");
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("nothing is wrong on 3 of 3 nodes"), "{text}");
+
+    // A machine that was made as a copy of another.
+    let copy: CoreNode = serde_json::from_value(serde_json::json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "copy", "annotations": {"flannel.alpha.coreos.com/public-ip": far.ip()}},
+        "spec": {"podCIDRs": ["10.244.3.0/24"], "podCIDR": "10.244.3.0/24"},
+    }))
+    .unwrap();
+    lab().api().apply(&copy).unwrap();
+    let (code, text, _) = told("doctor --all");
+    lab().api().delete::<CoreNode>(None, "copy").unwrap();
+    assert_eq!(code, Some(1), "{text}");
+    for evidence in [
+        format!(
+            "podCIDR 10.244.3.0/24 of Node copy, 10.244.3.0/24 of Node {}",
+            far.name()
+        ),
+        format!(
+            "annotation flannel.alpha.coreos.com/public-ip of both Nodes: {}",
+            far.ip()
+        ),
+    ] {
+        assert!(text.contains(&evidence), "no {evidence:?} in\n{text}");
+    }
+    assert!(text.contains("✗ node copy does not answer"), "{text}");
+    near.machine()
+        .write("/etc/twill/twill-cni", "#!/bin/sh\necho twill-cni 0.0.9\n")
+        .unwrap();
+    near.machine().run("chmod +x /etc/twill/twill-cni").unwrap();
+    let (code, text, _) = told("doctor --cni-bin-dir /etc/twill");
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains("versions of Twill differ on this node"),
+        "{text}"
+    );
+    assert!(
+        text.contains("twill-cni 0.0.9, twill-proxy 0.1.0"),
+        "{text}"
+    );
     wait::until("all pairs", wait::PATIENCE, || {
         let (code, text, _) = told("probe --count 1");
         Ok(wait::holds(code == Some(0), &text))

@@ -40,6 +40,7 @@ impl Reach for Direct<'_> {
             records: self.world.records.path().to_owned(),
             subnet_file: self.subnet_file.clone(),
             cni_conf_dir: self.world.records.path().to_owned(),
+            cni_bin_dir: self.world.records.path().to_owned(),
         };
         let answer = || far::reply(target, &files);
         match self.world.node.run(answer).unwrap() {

@@ -200,6 +200,7 @@ fn files_of(config: &Config) -> cli::far::Files {
         records: records.unwrap_or_else(|| names::ATTACHMENTS_DIR.into()),
         subnet_file: config.subnet_file.clone(),
         cni_conf_dir: cni_conf_dir.unwrap_or_else(|| names::CNI_CONF_DIR.into()),
+        cni_bin_dir: names::CNI_BIN_DIR.into(),
     }
 }
 

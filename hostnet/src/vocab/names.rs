@@ -30,6 +30,9 @@ pub const CNI_NETWORK: &str = "cbr0";
 /// Where container runtimes look for CNI configurations, unless they are told otherwise.
 pub const CNI_CONF_DIR: &str = "/etc/cni/net.d";
 
+/// Where container runtimes look for CNI plugins, unless they are told otherwise.
+pub const CNI_BIN_DIR: &str = "/opt/cni/bin";
+
 /// The file name of the conflist that flanneld writes, flannel's own.
 pub const CONFLIST_FILE: &str = "10-flannel.conflist";
 

@@ -1,23 +1,35 @@
 //! What is wrong on this node, whoever sends packets: switches, devices, what leads to peers and pods, and other
 //! software that wants the same. Each finding has its evidence and its remedy.
+//!
+//! ```text
+//!  claims    what the objects say of nodes, in conflict with each other or with what a node has
+//!  versions  of Twill, on one node and among all
+//!  rounds    all nodes
+//! ```
 
-use std::collections::BTreeSet;
+pub mod claims;
+pub mod rounds;
+mod versions;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::Path;
 
 use hostnet::netlink::{Link, LinkKind};
 use hostnet::nft::{ChainKind, Hook, Policy, TableId};
-use hostnet::vocab::{Family, names};
+use hostnet::vocab::{Cidr, Family, names};
 use hostnet::xtables;
 use serde::{Deserialize, Serialize};
 
+use crate::far::Files;
 use crate::fix::Fix;
 use crate::legacy;
 use crate::pods::pods;
 use crate::trace::{PodNetwork, networks};
 use crate::view::{Result, View};
 use crate::walk::kube;
+use claims::Claim;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -55,11 +67,15 @@ pub struct Host {
     pub processes: BTreeSet<String>,
     /// Families in which the FORWARD chain of iptables-legacy drops.
     pub legacy_drops: Vec<Family>,
+    /// Of what of Twill is here, by the programs' names.
+    pub versions: BTreeMap<String, String>,
+    /// What the objects say of this node, if they are seen.
+    pub claim: Option<Claim>,
 }
 
 impl Host {
-    /// Looks at this host.
-    pub fn observe(cni_conf_dir: &Path) -> Host {
+    /// Looks at this host, but for what objects say of it.
+    pub fn observe(cni_conf_dir: &Path, cni_bin_dir: &Path) -> Host {
         let names = |dir: &Path| -> Vec<String> {
             let entries = fs::read_dir(dir).into_iter().flatten().flatten();
             entries
@@ -84,6 +100,8 @@ impl Host {
                 .map(|name| name.trim_end().to_owned())
                 .collect(),
             legacy_drops: Family::ALL.into_iter().filter(drops).collect(),
+            versions: versions::here(cni_bin_dir),
+            claim: None,
         }
     }
 }
@@ -115,6 +133,10 @@ pub fn examine(
     exam.tables()?;
     exam.firewalls(host)?;
     exam.others(host);
+    exam.found.extend(versions::differ(&host.versions));
+    if let Some(claim) = &host.claim {
+        exam.claim(claim)?;
+    }
     for pod in pods(exam.view, None)?
         .iter()
         .filter(|pod| pod.state != "up")
@@ -129,17 +151,20 @@ pub fn examine(
     Ok(exam.found)
 }
 
-/// Examines the node, with what its files and processes tell besides.
+/// Examines the node, with what its files and processes, and objects, tell besides.
 ///
 /// # Errors
 /// As [`examine`], or flanneld's file is no such file.
 pub fn examine_all(
     view: &mut dyn View,
-    subnet_file: &Path,
-    cni_conf_dir: &Path,
+    files: &Files,
+    claim: Option<&Claim>,
 ) -> anyhow::Result<Vec<Finding>> {
-    let networks = networks(subnet_file)?;
-    examine(view, &networks, &Host::observe(cni_conf_dir))
+    let host = Host {
+        claim: claim.cloned(),
+        ..Host::observe(&files.cni_conf_dir, &files.cni_bin_dir)
+    };
+    examine(view, &networks(&files.subnet_file)?, &host)
 }
 
 struct Exam<'a> {
@@ -149,7 +174,7 @@ struct Exam<'a> {
 }
 
 const FLANNELD: &str = "flanneld mends this within a second where it runs: \
-     `kubectl -n kube-system get pods -l app=flanneld -o wide`, and its log";
+     `kubectl -n kube-system get pods -l app.kubernetes.io/component=flanneld -o wide`, and its log";
 
 impl Exam<'_> {
     fn error(&mut self, what: &str, evidence: impl Into<String>, remedy: impl Into<String>) {
@@ -232,6 +257,35 @@ impl Exam<'_> {
                     format!("`ip link set {} up`", link.name),
                 );
                 self.fixed_by(Fix::Up(link.name.clone()));
+            }
+        }
+        for network in self.networks {
+            let own = Cidr::host(network.own.base());
+            let is_tunnel = |link: &&Link| {
+                let is_v6 = link.name.as_str().starts_with("flannel-v6.");
+                is_flannels(link) && is_v6 == (own.family() == Family::V6)
+            };
+            let has = |link: &Link| {
+                let mut on_it = addrs.iter().filter(|addr| addr.link == link.index);
+                on_it.any(|addr| addr.cidr.addr() == own.addr())
+            };
+            for link in links
+                .iter()
+                .filter(is_tunnel)
+                .filter(|link| link.up && !has(link))
+            {
+                self.error(
+                    &format!(
+                        "what this node itself sends through {} gets no answer",
+                        link.name
+                    ),
+                    format!("{own} is missing on {}", link.name),
+                    format!(
+                        "`ip address add {own} dev {}`; flanneld does so too",
+                        link.name
+                    ),
+                );
+                self.fixed_by(Fix::Address(link.name.clone(), own));
             }
         }
         let bridge = links
