@@ -188,6 +188,7 @@ impl Probe {
         Ok(probe::Report {
             peers: probe::probe(&peers, self.count.into()).context("no socket for echoes")?,
             service: self.service.map(probe::connect),
+            twice: probe::twice(view)?,
         })
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::doctor::Finding;
 use crate::objects::{Cluster, Known};
 use crate::onward::Place;
-use crate::probe::{Probed, Report};
+use crate::probe::{Probed, Report, Twice};
 use crate::table::Table;
 use crate::trace::internal_ips;
 
@@ -289,6 +289,9 @@ impl fmt::Display for Matrix {
             if let Some(why) = &row.missing {
                 writeln!(f, "✗ {}: what it sends is not seen: {why}", row.node)?;
             }
+            for twice in row.report.iter().flat_map(|report| &report.twice) {
+                writeln!(f, "✗ {}: {twice}\n  remedy: {}", row.node, Twice::REMEDY)?;
+            }
             let service = row
                 .report
                 .as_ref()
@@ -366,6 +369,7 @@ mod tests {
                 latency: Some(0.5),
                 problem: None,
             }),
+            twice: Vec::new(),
         })
     }
 
@@ -398,10 +402,16 @@ node-2  0.25 ms  ·        1450  0.50 ms
         });
         let narrow = broken(3, |p| (p.mtu, p.lost_full) = (Some(1400), [3, 3]));
         let lossy = broken(1, |p| p.lost_small = [1, 3]);
+        let mut copied = report([probed(1), probed(2), probed(4)]);
+        copied.as_mut().unwrap().twice = vec![Twice {
+            address: [172, 30, 0, 3].into(),
+            device: "eth0".to_owned(),
+            mac: "0e:00:00:00:00:77".parse().unwrap(),
+        }];
         let answers = vec![
             report([silent, narrow, probed(4)]),
             report([lossy, probed(4)]),
-            report([probed(1), probed(2), probed(4)]),
+            copied,
             Err("no pod of flanneld runs there".to_owned()),
         ];
         let matrix = Matrix::of(&members, answers);
@@ -413,6 +423,8 @@ node-1  ·                ✗        ≤ 1400 bytes  0.25 ms  1400  0.50 ms
 node-2  0.25 ms, 1 lost  ·        no route      0.25 ms  1450  0.50 ms
 node-3  0.25 ms          0.25 ms  ·             0.25 ms  1450  0.50 ms
 node-4  ?                ?        ?             ·        -     -
+✗ node-3: 172.30.0.3 is another machine's too: 0e:00:00:00:00:77 on eth0 says that it has it
+  remedy: find the machine of that MAC (the switches' tables, the hypervisor, DHCP leases), and give one of the two another address
 ✗ node-4: what it sends is not seen: no pod of flanneld runs there
 ✗ node-1 → node-2: problem 2
   remedy: remedy

@@ -5,11 +5,15 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
+use hostnet::arp;
+use hostnet::knock::{Checksum, knock};
+use hostnet::netlink::addr::Scope;
 use hostnet::netlink::route::PROTOCOL_KERNEL;
 use hostnet::netlink::{Link, LinkKind};
 use hostnet::nft::{Key, Proto};
 use hostnet::ping::{Echo, Pinger, overhead};
-use hostnet::vocab::{Family, Subnet, names};
+use hostnet::vocab::{Family, Mac, Subnet, names};
 use serde::{Deserialize, Serialize};
 
 use crate::crowd::at_once;
@@ -286,6 +290,18 @@ fn trouble(
             ),
         )));
     }
+    if underlay.is_some() && checksums_are_wrong(*target)? {
+        return Ok(Some((
+            format!(
+                "pings arrive, but nothing whose checksum {device} leaves to the network card, as that of TCP and UDP: \
+                 checksum offload of packets in packets is broken here (the card's driver, or the hypervisor)"
+            ),
+            format!(
+                "`ethtool --offload {device} tx-checksum-ip-generic off` on this node, which costs throughput, until a newer \
+                 driver, kernel or hypervisor is there"
+            ),
+        )));
+    }
     let lost = lost_small + lost_full;
     Ok((lost > 0).then(|| {
         (
@@ -293,6 +309,102 @@ fn trouble(
             format!("`ip -s link show {device}`, and the network between the nodes"),
         )
     }))
+}
+
+/// Whether what is lost on the way to a peer is just what the kernel has not computed the checksum of itself.
+fn checksums_are_wrong(target: IpAddr) -> std::io::Result<bool> {
+    let answers = |checksum| knock(target, checksum, PATIENCE / 4);
+    // What gets there neither way, a firewall keeps out.
+    if answers(Checksum::Device)? || !answers(Checksum::Kernel)? {
+        return Ok(false);
+    }
+    // Once may be chance.
+    Ok(!answers(Checksum::Device)? && answers(Checksum::Kernel)?)
+}
+
+/// An address of this node's that another machine has too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Twice {
+    /// The address.
+    pub address: IpAddr,
+    /// The device by which the other one was seen.
+    pub device: String,
+    /// The other one's.
+    pub mac: Mac,
+}
+
+impl Twice {
+    /// What to do.
+    pub const REMEDY: &str = "find the machine of that MAC (the switches' tables, the hypervisor, DHCP leases), and give one of \
+                          the two another address";
+}
+
+impl fmt::Display for Twice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Twice {
+            address,
+            device,
+            mac,
+        } = self;
+        write!(
+            f,
+            "{address} is another machine's too: {mac} on {device} says that it has it"
+        )
+    }
+}
+
+/// Which of this node's IPv4 addresses in the nodes' network others have too, from the network namespace of the calling
+/// thread. Of IPv6 the kernel sees to it.
+///
+/// # Errors
+/// The kernel cannot be read, or gives no socket.
+pub fn twice(view: &mut dyn View) -> anyhow::Result<Vec<Twice>> {
+    let (links, addrs) = (view.links()?, view.addrs()?);
+    let own: Vec<Mac> = links.iter().filter_map(|link| link.mac).collect();
+    let mut found = Vec::new();
+    for link in &links {
+        let carries = |tunnel: &Link| {
+            let LinkKind::Vxlan(vxlan) = &tunnel.kind else {
+                return false;
+            };
+            let has_end = || {
+                addrs
+                    .iter()
+                    .any(|a| a.link == link.index && Some(a.cidr.addr()) == vxlan.local)
+            };
+            tunnel_port(tunnel).is_some() && (vxlan.device == Some(link.index) || has_end())
+        };
+        let is_ours = |route: &hostnet::netlink::Route| route.protocol == names::ROUTE_PROTOCOL;
+        if !links.iter().any(carries) && !view.routes_by(link.index)?.iter().any(is_ours) {
+            continue;
+        }
+        let Some(mac) = link.mac.filter(|_| link.up) else {
+            continue;
+        };
+        let its = addrs
+            .iter()
+            .filter(|a| a.link == link.index && a.scope == Scope::GLOBAL);
+        for addr in its {
+            let IpAddr::V4(address) = addr.cidr.addr() else {
+                continue;
+            };
+            let others = arp::others(link.index, mac, address, PATIENCE / 2)
+                .with_context(|| format!("who else has {address} on {}?", link.name))?;
+            // Another device of this node on the same link answers too.
+            found.extend(
+                others
+                    .into_iter()
+                    .filter(|mac| !own.contains(mac))
+                    .map(|mac| Twice {
+                        address: addr.cidr.addr(),
+                        device: link.name.to_string(),
+                        mac,
+                    }),
+            );
+        }
+    }
+    Ok(found)
 }
 
 /// A TCP connection to a Service.
@@ -350,6 +462,9 @@ pub struct Report {
     /// A Service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<Connected>,
+    /// This node's addresses that others have too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub twice: Vec<Twice>,
 }
 
 impl Report {
@@ -357,6 +472,7 @@ impl Report {
     pub fn is_well(&self) -> bool {
         self.peers.iter().all(|peer| peer.problem.is_none())
             && self.service.as_ref().is_none_or(|s| s.problem.is_none())
+            && self.twice.is_empty()
     }
 }
 
@@ -388,6 +504,9 @@ impl fmt::Display for Report {
                 writeln!(f, "✗ {}: {problem}", peer.subnet)?;
                 writeln!(f, "  remedy: {remedy}")?;
             }
+        }
+        for twice in &self.twice {
+            writeln!(f, "✗ {twice}\n  remedy: {}", Twice::REMEDY)?;
         }
         match &self.service {
             Some(Connected {

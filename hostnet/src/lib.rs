@@ -5,10 +5,12 @@
 //! the daemons call in from one task. This crate is the only home of `unsafe`; each block says
 //! why it is sound.
 
+pub mod arp;
 pub mod atomic_file;
 pub mod conntrack;
 pub mod dirwatch;
 pub mod kernel;
+pub mod knock;
 pub mod lock;
 pub mod memory;
 pub mod netlink;

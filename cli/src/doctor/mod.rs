@@ -14,6 +14,7 @@ mod versions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 
 use hostnet::netlink::{Link, LinkKind};
@@ -137,16 +138,7 @@ pub fn examine(
     if let Some(claim) = &host.claim {
         exam.claim(claim)?;
     }
-    for pod in pods(exam.view, None)?
-        .iter()
-        .filter(|pod| pod.state != "up")
-    {
-        exam.error(
-            &format!("pod {} is cut off", pod.pod),
-            format!("{}, its port of {}: {}", pod.veth, pod.bridge, pod.state),
-            "`twill trace node pod/NAMESPACE/NAME:PORT` tells more; a pod that is deleted is made anew",
-        );
-    }
+    exam.pods()?;
     exam.found.sort();
     Ok(exam.found)
 }
@@ -311,6 +303,32 @@ impl Exam<'_> {
                 );
                 self.fixed_by(Fix::Address(bridge.name.clone(), gateway));
             }
+        }
+        Ok(())
+    }
+
+    fn pods(&mut self) -> anyhow::Result<()> {
+        let mut owners: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
+        for pod in pods(self.view, None)? {
+            if pod.state != "up" {
+                self.error(
+                    &format!("pod {} is cut off", pod.pod),
+                    format!("{}, its port of {}: {}", pod.veth, pod.bridge, pod.state),
+                    "`twill trace node pod/NAMESPACE/NAME:PORT` tells more; a pod that is deleted is made anew",
+                );
+                continue;
+            }
+            for address in pod.addresses {
+                let owner = format!("{} by {}", pod.pod, pod.veth);
+                owners.entry(address).or_default().push(owner);
+            }
+        }
+        for (address, owners) in owners.iter().filter(|(_, owners)| owners.len() > 1) {
+            self.error(
+                &format!("{} pods have the address {address}", owners.len()),
+                owners.join(", "),
+                "delete all of them but one: they are made anew, with addresses of their own",
+            );
         }
         Ok(())
     }

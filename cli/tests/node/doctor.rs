@@ -358,6 +358,27 @@ fn a_node_that_has_something_else_than_its_objects_say_is_told_so() {
 }
 
 #[test]
+fn an_address_that_two_pods_have_is_told_with_both() {
+    let world = sound();
+    let record = |name: &str| world.records.path().join(format!("{name}-eth0.json"));
+    let text = std::fs::read_to_string(record("b")).unwrap();
+    let text = text.replace("default/b", "default/c");
+    let twice = text.replace("10.244.2.6", "10.244.2.5");
+    #[expect(clippy::disallowed_methods, reason = "read after it is written")]
+    std::fs::write(
+        record("c"),
+        twice.replace(r#""containerId":"b""#, r#""containerId":"c""#),
+    )
+    .unwrap();
+    let found = examine(&mut world.kernel(), &networks(Family::V4), &Host::default()).unwrap();
+    let [one] = &found[..] else {
+        panic!("{}", Findings(&found));
+    };
+    assert_eq!(one.what, "2 pods have the address 10.244.2.5");
+    assert_eq!(one.evidence, "default/a by vetha, default/c by vethb");
+}
+
+#[test]
 fn versions_that_differ_on_a_node_are_a_warning() {
     let world = sound();
     let versions = [("flanneld", "0.1.0"), ("twill-cni", "0.0.9")];

@@ -16,11 +16,13 @@
 //! assert_eq!((answer.server.as_str(), answer.source.ip().to_string().as_str()), ("b", "192.0.2.1"));
 //! ```
 
+mod card;
 mod echo;
 mod ns;
 mod snapshot;
 mod wait;
 
+pub use card::BadCard;
 pub use echo::{Answer, EchoServer, ask_tcp, ask_tcp_from, ask_udp};
 pub use ns::{Ns, connect, join_bridge, require_root, require_tool};
 pub use snapshot::Snapshot;
