@@ -17,7 +17,7 @@ use crate::begin;
 use crate::doctor::claims::Claims;
 use crate::doctor::rounds::rounds;
 use crate::doctor::{Finding, Findings, OfNode, OfNodes, Severity, examine_all};
-use crate::dump::{self, ByDumps, Dump};
+use crate::dump::{self, ByDumps, Dump, Written};
 use crate::far::{self, Files};
 use crate::fix::Fix;
 use crate::kernel::Kernel;
@@ -312,13 +312,8 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
                 files: dump::files_of(&args.subnet_file, &how.cni_conf_dir, &args.snapshot_dir),
             })?;
             archive.write(&how.file)?;
-            *out += &format!("{}\n", how.file.display());
-            for (name, size) in archive.files() {
-                *out += &format!("{size:>10}  {name}\n");
-            }
-            for what in missing {
-                *out += &format!("not seen: {what}\n");
-            }
+            let written = Written::of(&how.file, &archive, missing);
+            *out += &args.output.show(&written, &written)?;
             Ok(0)
         }
         Command::Trace(how) => {

@@ -12,6 +12,8 @@ mod daemons;
 mod objects;
 mod state;
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -148,6 +150,41 @@ pub fn take(from: From<'_>) -> anyhow::Result<(Archive, Vec<String>)> {
     };
     archive.add(ABOUT, serde_json::to_vec_pretty(&about)?);
     Ok((archive, missing))
+}
+
+/// What was written where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Written {
+    /// The archive.
+    pub file: PathBuf,
+    /// The sizes of the files in it, by their names.
+    pub files: BTreeMap<String, usize>,
+    /// What could not be seen.
+    pub missing: Vec<String>,
+}
+
+impl Written {
+    /// An archive, and what is not in it.
+    pub fn of(file: &Path, archive: &Archive, missing: Vec<String>) -> Written {
+        let files = archive.files().map(|(name, size)| (name.to_owned(), size));
+        Written {
+            file: file.to_owned(),
+            files: files.collect(),
+            missing,
+        }
+    }
+}
+
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.file.display())?;
+        for (name, size) in &self.files {
+            writeln!(f, "{size:>10}  {name}")?;
+        }
+        let mut missing = self.missing.iter();
+        missing.try_for_each(|what| writeln!(f, "not seen: {what}"))
+    }
 }
 
 /// Other nodes' part of a way, by their dumps.

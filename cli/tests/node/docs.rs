@@ -44,6 +44,34 @@ fn as_a_plugin_it_goes_by_the_name_that_kubectl_has_for_it() {
 }
 
 #[test]
+fn what_a_dump_is_made_of_is_told_to_programs_too() {
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let archive = folder.path().join("dump.tar.gz");
+    let subnet_file = folder.path().join("none");
+    let line = format!("twill support-dump {}", archive.display());
+    let json = printed(&world, &subnet_file, &format!("{line} -o json"));
+    let told: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(told["file"], archive.display().to_string());
+    assert!(
+        told["files"]["node/kernel.json"].as_u64() > Some(0),
+        "{told}"
+    );
+    let missing = told["missing"].as_array().unwrap();
+    assert!(
+        missing.contains(&"objects: no API server is known".into()),
+        "{told}"
+    );
+    assert!(archive.exists());
+    let text = printed(&world, &subnet_file, &line);
+    assert!(
+        text.starts_with(&format!("{}\n", archive.display())),
+        "{text}"
+    );
+    assert!(text.contains("  node/kernel.json\n"), "{text}");
+}
+
+#[test]
 fn the_page_of_examples_is_what_is_printed() {
     let world = World::new();
     let folder = tempfile::tempdir().unwrap();
