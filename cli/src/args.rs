@@ -208,8 +208,8 @@ struct DoctorArgs {
 /// Services, EndpointSlices, Nodes, Leases of subnets, ServiceCIDRs and Pods only the fields by which packets go: no
 /// Secret or ConfigMap, no environment, argument or volume of a pod. What cannot be seen is named in it.
 ///
-/// `twill trace --from-dump FILE` follows packets in it; `tar xOf FILE objects.json | twill-proxy render --objects -`
-/// prints the rules that its objects make.
+/// `twill trace --from-dump FILE` follows packets in it; `twill-proxy render --objects FILE --node NAME` prints the rules
+/// that its objects make.
 #[derive(Debug, clap::Args)]
 struct SupportDumpArgs {
     /// The archive
@@ -268,7 +268,8 @@ struct TraceArgs {
     /// The node at which the way begins, if FROM does not say it and it is not this one
     #[arg(long, value_name = "NODE")]
     at: Option<String>,
-    /// Follow it in what `twill support-dump` wrote on a node, not in this machine's kernel; once more for each further node
+    /// Follow it in what `twill support-dump` wrote on a node, not in this machine's kernel; once more for each further node. Routes
+    /// are those of the main table: what a rule of `ip rule` leads elsewhere is not followed
     #[arg(long, value_name = "FILE")]
     from_dump: Vec<PathBuf>,
 }

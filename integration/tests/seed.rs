@@ -144,10 +144,6 @@ fn tells_no_secrets(archive: &Path) {
 }
 
 fn what_the_objects_of_a_dump_make_is_rendered(archive: &Path, mode: Mode) {
-    let folder = tempfile::tempdir().unwrap();
-    let objects = folder.path().join("objects.json");
-    #[expect(clippy::disallowed_methods, reason = "read after it is written")]
-    std::fs::write(&objects, &files(archive)["objects.json"]).unwrap();
     let (mode, said) = match mode {
         Mode::Nftables => ("nftables", "10.244.3.81 . 8080"),
         Mode::Iptables => ("iptables", "--to-destination 10.244.3.81:8080"),
@@ -165,7 +161,7 @@ fn what_the_objects_of_a_dump_make_is_rendered(archive: &Path, mode: Mode) {
             "--cluster-cidr=10.244.0.0/16",
             "--objects",
         ])
-        .arg(&objects)
+        .arg(archive)
         .output()
         .unwrap();
     let told = text(&output);

@@ -1,10 +1,11 @@
 //! `twill-proxy render`: the rules that a dump of objects makes, without a cluster and without touching the kernel.
 
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use agent::watch::Delta;
 use clap::Parser;
+use flate2::read::GzDecoder;
 use hostnet::nft::Changes;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -20,7 +21,8 @@ use crate::plan::{Planner, Ruleset};
 /// The kernel is not touched. The dump: kubectl get services,endpointslices,nodes,servicecidrs -A -o yaml
 #[derive(Clone, Debug, Parser)]
 pub struct RenderArgs {
-    /// Services, EndpointSlices, Nodes and ServiceCIDRs as YAML or JSON: a file, a folder of such files, or - for standard input
+    /// Services, EndpointSlices, Nodes and ServiceCIDRs as YAML or JSON: a file, a folder of such files, or - for standard input; or
+    /// an archive of `twill support-dump`
     #[arg(long, value_name = "FILE|DIR", required = true)]
     pub objects: Vec<PathBuf>,
 
@@ -157,6 +159,28 @@ fn plan(objects: Objects, config: &Config, notes: &mut Vec<String>) -> Ruleset {
     planner.ruleset().clone()
 }
 
+/// More than any dump is: what is larger is not read to its end.
+const LARGEST: u64 = 1 << 30;
+
+/// What a file says: itself, or, if it is an archive of `twill support-dump`, its objects.
+fn text(bytes: Vec<u8>) -> io::Result<String> {
+    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+    if !bytes.starts_with(&[0x1f, 0x8b]) {
+        return String::from_utf8(bytes).map_err(|error| invalid(error.to_string()));
+    }
+    let mut archive = tar::Archive::new(GzDecoder::new(bytes.as_slice()).take(LARGEST));
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        if entry.path()?.as_os_str() == "objects.json" {
+            let mut text = String::new();
+            entry.read_to_string(&mut text)?;
+            return Ok(text);
+        }
+    }
+    let none = "no objects.json in it: it was taken without an API server, or is no archive of `twill support-dump`";
+    Err(invalid(none.to_owned()))
+}
+
 /// What a dump holds.
 #[derive(Debug, Default)]
 struct Objects {
@@ -174,9 +198,9 @@ impl Objects {
                 source,
             };
             if path == Path::new("-") {
-                let mut text = String::new();
-                std::io::stdin().read_to_string(&mut text).map_err(failed)?;
-                objects.parse(path, &text)?;
+                let mut bytes = Vec::new();
+                io::stdin().read_to_end(&mut bytes).map_err(failed)?;
+                objects.parse(path, &text(bytes).map_err(failed)?)?;
             } else if path.is_dir() {
                 let files: Result<Vec<_>, _> = (path.read_dir().map_err(failed)?)
                     .map(|entry| entry.map(|entry| entry.path()))
@@ -190,8 +214,8 @@ impl Objects {
                 files.sort();
                 objects.extend(Objects::read(&files)?);
             } else {
-                let text = std::fs::read_to_string(path).map_err(failed)?;
-                objects.parse(path, &text)?;
+                let read = std::fs::read(path).and_then(text);
+                objects.parse(path, &read.map_err(failed)?)?;
             }
         }
         Ok(objects)
@@ -370,6 +394,37 @@ mod tests {
             rendered.notes,
             ["1 objects are of other kinds: passed over"]
         );
+    }
+
+    /// An archive of one file, as `twill support-dump` makes them.
+    fn archive(name: &str, text: &str) -> Vec<u8> {
+        let packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        let mut tar = tar::Builder::new(packed);
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        tar.append_data(&mut header, name, text.as_bytes()).unwrap();
+        tar.into_inner().and_then(|packed| packed.finish()).unwrap()
+    }
+
+    #[test]
+    fn an_archive_of_a_dump_is_its_objects() {
+        let dir = dump(&[("objects.yaml", SEED)]);
+        let wanted = run(dir.path(), &["--node=k8s-node-2"]).unwrap().text;
+        assert!(!wanted.is_empty());
+        let path = dir.path().join("dump.tar.gz");
+        let write = |bytes: &[u8]| hostnet::atomic_file::replace(&path, bytes, 0o644).unwrap();
+        let whole = archive("objects.json", SEED);
+        write(&whole);
+        let rendered = run(&path, &["--node=k8s-node-2"]).unwrap();
+        assert_eq!(rendered.text, wanted);
+        write(&archive("about.json", "{}"));
+        let error = run(&path, &[]).unwrap_err().to_string();
+        assert!(
+            error.contains("dump.tar.gz: no objects.json in it"),
+            "{error}"
+        );
+        write(&whole[..whole.len() / 2]);
+        run(&path, &[]).unwrap_err();
     }
 
     #[test]
