@@ -1,6 +1,5 @@
 //! What the objects say of nodes: no two may have the same subnet, address or tunnel's end, and a node has what its own say.
 
-use std::fmt::Debug;
 use std::net::IpAddr;
 
 use hostnet::netlink::LinkKind;
