@@ -40,6 +40,11 @@ pub(crate) fn is_slow(target: &str) -> bool {
     path_of(target) == PROBE
 }
 
+/// Whether it is one of many questions.
+pub(crate) fn has_more(target: &str) -> bool {
+    path_of(target) == VIEW
+}
+
 fn path_of(target: &str) -> &str {
     target.split_once('?').map_or(target, |(path, _)| path)
 }

@@ -211,7 +211,7 @@ impl Kubelets {
     }
 }
 
-/// Forwards one port of one pod: two channels, each of which begins with the port's number.
+/// Forwards the ports of one pod: two channels for each, which begin with the port's number.
 async fn forward(
     stream: TcpStream,
     acceptor: TlsAcceptor,
@@ -220,12 +220,12 @@ async fn forward(
     // As Go's servers do.
     stream.set_nodelay(true)?;
     let stream = acceptor.accept(stream).await?;
-    let mut port = None;
+    let mut asked = String::new();
     #[expect(clippy::result_large_err, reason = "it is the library's")]
     let agree = |request: &Request, mut response: Response| {
         let query = request.uri().query().unwrap_or_default();
         let ports = query.split('&').find_map(|pair| pair.strip_prefix("port="));
-        port = ports.and_then(|ports| ports.parse().ok());
+        asked = ports.unwrap_or_default().replace("%2C", ",");
         let protocol = "v4.channel.k8s.io".parse().expect("it is one");
         response
             .headers_mut()
@@ -233,24 +233,43 @@ async fn forward(
         Ok(response)
     };
     let mut socket = accept_hdr_async(stream, agree).await?;
-    let port: u16 = port.context("no port was asked for")?;
-    let [low, high] = port.to_le_bytes();
-    for channel in [0, 1] {
-        socket
-            .send(Message::binary(vec![channel, low, high]))
-            .await?;
-    }
-    let mut request = Vec::new();
-    while !request.ends_with(b"\r\n\r\n") {
-        let message = socket.next().await.context("closed before a request")??;
-        request.extend(message.into_data().iter().skip(1));
-    }
+    let ports: Result<Vec<u16>, _> = asked.split(',').map(str::parse).collect();
+    let ports = ports.with_context(|| format!("ports {asked:?}"))?;
     #[expect(clippy::disallowed_methods, reason = "it is what a kubelet takes")]
     tokio::time::sleep(DELAY).await;
-    let body = answers.get(&port).with_context(|| format!("port {port}"))?;
-    let mut answer = vec![0];
-    answer.extend(format!("HTTP/1.0 200 OK\r\n\r\n{body}").bytes());
-    socket.send(Message::binary(answer)).await?;
-    socket.close(None).await?;
+    for (n, port) in (0_u8..).zip(&ports) {
+        let [low, high] = port.to_le_bytes();
+        for channel in [2 * n, 2 * n + 1] {
+            let first = Message::binary(vec![channel, low, high]);
+            socket.send(first).await?;
+        }
+    }
+    let mut requests: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+    // Who has asked enough just goes.
+    while let Some(Ok(message)) = socket.next().await {
+        let Message::Binary(data) = message else {
+            continue;
+        };
+        let (channel, text) = data.split_first().context("no channel")?;
+        let request = requests.entry(*channel).or_default();
+        request.extend(text);
+        if !request.ends_with(b"\r\n\r\n") {
+            continue;
+        }
+        request.clear();
+        let port = ports
+            .get(usize::from(channel / 2))
+            .context("no port's channel")?;
+        let body = answers.get(port).with_context(|| format!("port {port}"))?;
+        let mut answer = vec![*channel];
+        answer.extend(
+            format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            )
+            .bytes(),
+        );
+        socket.send(Message::binary(answer)).await?;
+    }
     Ok(())
 }

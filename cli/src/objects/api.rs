@@ -12,7 +12,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use tokio::runtime::Runtime;
 
-use super::forward::Connections;
+use super::forward::Daemons;
 use super::{Missing, Source, resource};
 
 /// How long a silent server is waited for.
@@ -34,7 +34,7 @@ pub struct ApiServer {
     client: Client,
     /// For what daemons are asked: each answer has its own time.
     pub(super) patient: Client,
-    pub(super) connections: Arc<Connections>,
+    pub(super) daemons: Arc<Daemons>,
 }
 
 impl fmt::Debug for ApiServer {
@@ -85,7 +85,7 @@ impl ApiServer {
             client: client(config).context("kubeconfig")?,
             patient: client(patient).context("kubeconfig")?,
             runtime: Arc::new(runtime),
-            connections: Arc::default(),
+            daemons: Arc::default(),
         }))
     }
 

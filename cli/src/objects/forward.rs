@@ -13,25 +13,44 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{ApiResource, ListParams};
 
+use tokio::sync::OnceCell;
+
 use super::api::{ApiServer, COMPONENT, NAMESPACE, missing};
+use crate::far;
 use crate::onward::{self, Place, Reach};
-use crate::status;
+use crate::status::{DAEMONS, Daemon};
 
 /// To a port of a pod, through the API server and the pod's kubelet.
 type Connection = SendRequest<Empty<Bytes>>;
 
-/// Connections that wait for the next question. A runtime holds on to one for a second after its end, and a new one takes
-/// three servers' work.
+/// What is known of the daemons' pods.
+#[derive(Default)]
+pub(super) struct Daemons {
+    /// Their names, by node and daemon, as one list has told.
+    pods: OnceCell<BTreeMap<(String, String), String>>,
+    waiting: Waiting,
+}
+
+/// Connections that wait for the next question, by node and port. A runtime holds on to one for a second after its end, and
+/// a new one takes three servers' work.
 #[derive(Default)]
 #[expect(
     clippy::disallowed_types,
     reason = "threads that ask many nodes at one time share it, and none waits while it has it"
 )]
-pub(super) struct Connections(std::sync::Mutex<BTreeMap<(String, u16), Connection>>);
+struct Waiting(std::sync::Mutex<BTreeMap<(String, u16), Connection>>);
 
-impl Connections {
+impl Waiting {
     fn all(&self) -> MutexGuard<'_, BTreeMap<(String, u16), Connection>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, node: &str, port: u16) -> Option<Connection> {
+        self.all().remove(&(node.to_owned(), port))
+    }
+
+    fn put(&self, node: &str, port: u16, connection: Connection) {
+        self.all().insert((node.to_owned(), port), connection);
     }
 }
 
@@ -52,10 +71,9 @@ impl Reach for ApiServer {
 
 impl ApiServer {
     async fn ask_daemon(&self, node: &str, port: u16, target: &str) -> Result<String, String> {
-        let key = (node.to_owned(), port);
+        let waiting = &self.daemons.waiting;
         // One that waited may be at its end: the next is a new one.
-        let waiting = self.connections.all().remove(&key);
-        let answer = match waiting {
+        let answer = match waiting.take(node, port) {
             Some(mut connection) => ask(&mut connection, target)
                 .await
                 .ok()
@@ -67,40 +85,76 @@ impl ApiServer {
             None => {
                 let mut connection = self.connect(node, port).await?;
                 let answer = ask(&mut connection, target).await;
-                (
-                    answer.map_err(|error| format!("port {port}: {error}"))?,
-                    connection,
-                )
+                let answer = answer.map_err(|error| format!("port {port}: {error}"))?;
+                (answer, connection)
             }
         };
-        self.connections.all().insert(key, connection);
+        if far::has_more(target) {
+            waiting.put(node, port, connection);
+        }
         onward::body(status.as_u16(), &String::from_utf8_lossy(&body))
     }
 
+    /// By the name that one list of all has told, if that is still right.
     async fn connect(&self, node: &str, port: u16) -> Result<Connection, String> {
-        let daemon = match port {
-            onward::PORT | status::FLANNELD_HEALTH => "flanneld",
-            _ => "twill-proxy",
-        };
+        let has_port = |daemon: &&Daemon| [daemon.metrics, daemon.health].contains(&port);
+        let daemon = DAEMONS.iter().find(has_port).ok_or("no daemon's port")?;
+        let of_all = self.daemons.pods.get_or_try_init(|| self.pods("")).await?;
+        let key = (node.to_owned(), daemon.name.to_owned());
+        if let Some(pod) = of_all.get(&key)
+            && let Ok(connection) = self.forward(node, daemon, pod, port).await
+        {
+            return Ok(connection);
+        }
+        let of_node = self.pods(&format!(",spec.nodeName={node}")).await?;
+        let pod = of_node.get(&key);
+        let pod = pod.ok_or_else(|| format!("no pod of {} runs there", daemon.name))?;
+        self.forward(node, daemon, pod, port).await
+    }
+
+    /// The daemons' pods that run, and of which this holds.
+    async fn pods(&self, fields: &str) -> Result<BTreeMap<(String, String), String>, String> {
         let pods: Api<Pod> = Api::namespaced(self.patient.clone(), NAMESPACE);
+        let [one, other] = DAEMONS.map(|daemon| daemon.name);
         let params = ListParams::default()
-            .labels(&format!("{COMPONENT}={daemon}"))
-            .fields(&format!("spec.nodeName={node},status.phase=Running"));
-        let found = pods.list_metadata(&params).await;
-        let found = found.map_err(|error| {
+            .labels(&format!("{COMPONENT} in ({one}, {other})"))
+            .fields(&format!("status.phase=Running{fields}"));
+        let found = pods.list(&params).await.map_err(|error| {
             let kind = ApiResource::erase::<Pod>(&());
             missing("list", &kind, Some(NAMESPACE), &error).to_string()
         })?;
-        let pod = found.items.into_iter().find_map(|pod| pod.metadata.name);
-        let pod = pod.ok_or_else(|| format!("no pod of {daemon} runs there"))?;
-        let forward = pods.portforward(&pod, &[port]).await;
+        let named = found.items.into_iter().filter_map(|pod| {
+            let daemon = pod.metadata.labels?.remove(COMPONENT)?;
+            Some(((pod.spec?.node_name?, daemon), pod.metadata.name?))
+        });
+        Ok(named.collect())
+    }
+
+    /// To both of its ports: who asks at one often asks at the other, too.
+    async fn forward(
+        &self,
+        node: &str,
+        daemon: &Daemon,
+        pod: &str,
+        port: u16,
+    ) -> Result<Connection, String> {
+        let pods: Api<Pod> = Api::namespaced(self.patient.clone(), NAMESPACE);
+        let ports = [daemon.metrics, daemon.health];
+        let forward = pods.portforward(pod, &ports).await;
         let mut forward = forward.map_err(|error| not_forwarded(&error))?;
-        let stream = forward.take_stream(port).ok_or("no stream")?;
-        let (connection, work) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| format!("port {port} of {pod}: {error}"))?;
-        tokio::spawn(work);
-        Ok(connection)
+        let mut wanted = None;
+        for of_daemon in ports {
+            let stream = forward.take_stream(of_daemon).ok_or("no stream")?;
+            let (connection, work) = http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|error| format!("port {of_daemon} of {pod}: {error}"))?;
+            tokio::spawn(work);
+            match of_daemon == port {
+                true => wanted = Some(connection),
+                false => self.daemons.waiting.put(node, of_daemon, connection),
+            }
+        }
+        wanted.ok_or_else(|| format!("port {port} is none of {}", daemon.name))
     }
 }
 
