@@ -30,7 +30,7 @@ const APART: Duration = Duration::from_millis(100);
 /// What a kubelet says of a node's images, in bytes: a watch of whole Nodes carries it.
 const IMAGES: usize = 50_000;
 
-const NET_CONF: &str = r#"{"Network": "10.0.0.0/8", "SubnetLen": 24, "EnableNFTables": true, "Backend": {"Type": "vxlan"}}"#;
+const NET_CONF: &str = r#"{"Network": "10.0.0.0/11", "SubnetLen": 24, "EnableNFTables": true, "Backend": {"Type": "vxlan"}}"#;
 
 fn main() -> Result<()> {
     let progress = Progress::shown();

@@ -125,7 +125,7 @@ pub fn examine(
         exam.error(
             "flanneld has not told of this node's pods",
             format!("{} is not there", names::SUBNET_ENV),
-            "`kubectl -n kube-system logs daemonset/flanneld`: it waits for a subnet, or does not run",
+            "`kubectl -n kube-system logs daemonset/flanneld`: it waits for a subnet, or does not run; from a machine that is no node: `twill doctor --all`",
         );
     }
     exam.switches()?;

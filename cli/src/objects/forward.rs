@@ -11,7 +11,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{ApiResource, ListParams};
+use kube::api::{ApiResource, DynamicObject, ListParams};
 
 use tokio::sync::OnceCell;
 
@@ -114,18 +114,20 @@ impl ApiServer {
 
     /// The daemons' pods that run, and of which this holds.
     async fn pods(&self, fields: &str) -> Result<BTreeMap<(String, String), String>, String> {
-        let pods: Api<Pod> = Api::namespaced(self.patient.clone(), NAMESPACE);
+        // Of a pod little is looked at: and its type is a large one.
+        let kind = ApiResource::erase::<Pod>(&());
+        let pods: Api<DynamicObject> = Api::namespaced_with(self.patient.clone(), NAMESPACE, &kind);
         let [one, other] = DAEMONS.map(|daemon| daemon.name);
         let params = ListParams::default()
             .labels(&format!("{COMPONENT} in ({one}, {other})"))
             .fields(&format!("status.phase=Running{fields}"));
-        let found = pods.list(&params).await.map_err(|error| {
-            let kind = ApiResource::erase::<Pod>(&());
-            missing("list", &kind, Some(NAMESPACE), &error).to_string()
-        })?;
+        let found = pods.list(&params).await;
+        let found =
+            found.map_err(|error| missing("list", &kind, Some(NAMESPACE), &error).to_string())?;
         let named = found.items.into_iter().filter_map(|pod| {
             let daemon = pod.metadata.labels?.remove(COMPONENT)?;
-            Some(((pod.spec?.node_name?, daemon), pod.metadata.name?))
+            let node = pod.data.pointer("/spec/nodeName")?.as_str()?;
+            Some(((node.to_owned(), daemon), pod.metadata.name?))
         });
         Ok(named.collect())
     }
