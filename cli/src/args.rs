@@ -37,9 +37,9 @@ use crate::view::View as _;
 /// Explains what the kernel of this node does with packets.
 ///
 /// Run it as root on a node. It needs no daemon and no API server there, and changes nothing but by `doctor --fix`. Where
-/// kubectl is, it asks the daemons of the nodes: `status`, `probe`, `doctor --all`, `pods --at NODE`, and `trace` from a
-/// pod, a node, or with `--at NODE`. Where an API server is known, as
-/// kubectl knows it, each place is compared with the object that it comes from.
+/// kubectl is, it asks the daemons of the nodes, without root: `status`, `probe`, `doctor --all`, `support-dump`,
+/// `pods --at NODE`, and `trace` from a pod, a node, or with `--at NODE`. Where an API server is known, as kubectl knows
+/// it, each place is compared with the object that it comes from.
 ///
 /// Exit status: 0 all is well; 1 the packet cannot arrive, or something is wrong; 2 the question could not be
 /// answered.

@@ -73,7 +73,12 @@ impl Dump {
         let archive = Archive::read(path)?;
         let of = |name: &str| {
             let found = archive.get(name);
-            found.with_context(|| format!("{} has no {name}: it is no dump", path.display()))
+            found.with_context(|| {
+                format!(
+                    "{} has no {name}: it was taken without root, or is no dump",
+                    path.display()
+                )
+            })
         };
         let wrong = |name: &str| format!("{}: {name}", path.display());
         Ok(Dump {
@@ -116,12 +121,18 @@ pub struct From<'a> {
 /// Takes a dump: what cannot be seen is noted in it, and the rest is there.
 ///
 /// # Errors
-/// The kernel cannot be read.
+/// What was seen cannot be written down.
 pub fn take(from: From<'_>) -> anyhow::Result<(Archive, Vec<String>)> {
     let mut archive = Archive::default();
     let mut missing = Vec::new();
-    let state = State::take(from.view)?;
-    archive.add(STATE, serde_json::to_vec(&state)?);
+    match State::take(from.view) {
+        Ok(state) => archive.add(STATE, serde_json::to_vec(&state)?),
+        // Where kubectl is, there may be no root.
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            missing.push(format!("this machine's kernel: {error:#}"));
+        }
+    }
     let mut cluster = Cluster::default();
     match from.server {
         Some(server) => {

@@ -69,6 +69,21 @@ fn what_a_dump_is_made_of_is_told_to_programs_too() {
         "{text}"
     );
     assert!(text.contains("  node/kernel.json\n"), "{text}");
+
+    // Where kubectl is, there may be no right to this machine's kernel.
+    let without = ["--bounding-set=-net_admin", "--inh-caps=-net_admin"];
+    let program = env!("CARGO_BIN_EXE_twill");
+    let file = archive.display().to_string();
+    let words = [&without[..], &[program, "support-dump", &file, "--offline"]].concat();
+    let text = world.node.sh("setpriv", &words);
+    assert!(!text.contains("node/kernel.json"), "{text}");
+    assert!(
+        text.contains("not seen: this machine's kernel: cannot read nf_tables (this needs root)"),
+        "{text}"
+    );
+    let line = format!("twill trace outside 10.244.2.5:80 --from-dump {file}");
+    let text = printed(&world, &subnet_file, &line);
+    assert!(text.contains("it was taken without root"), "{text}");
 }
 
 #[test]
