@@ -46,6 +46,21 @@ pub struct Notice {
     pub related: Option<ObjectReference>,
 }
 
+impl Notice {
+    /// About what the API server does not let a daemon watch, in the words of the log.
+    #[must_use]
+    pub fn refused(error: &str, regarding: ObjectReference) -> Self {
+        Self {
+            warning: true,
+            reason: "MissingPermission",
+            action: "Watch",
+            note: error.to_owned(),
+            regarding,
+            related: None,
+        }
+    }
+}
+
 /// A reference to a Node.
 #[must_use]
 pub fn node(name: &str, uid: &str) -> ObjectReference {

@@ -39,19 +39,6 @@ pub fn claim(error: &Error, own: &ObjectReference, other: Option<&ObjectReferenc
     [notice(own, other)].into_iter().chain(on_other).collect()
 }
 
-/// About what the API server does not let us read.
-#[must_use]
-pub fn refused(error: &str, own: &ObjectReference) -> Notice {
-    Notice {
-        warning: true,
-        reason: "MissingPermission",
-        action: "Watch",
-        note: error.to_owned(),
-        regarding: own.clone(),
-        related: None,
-    }
-}
-
 /// About a node that is left out. `uid` gives the UID of a Node that exists.
 #[must_use]
 pub fn left_out(skipped: &Skipped, uid: impl Fn(&str) -> Option<String>) -> Vec<Notice> {

@@ -73,14 +73,7 @@ impl Events {
 
     /// The API server does not let us read what rules come from.
     pub fn refused(&self, name: &str, error: &str) {
-        self.publish(|| Notice {
-            warning: true,
-            reason: "MissingPermission",
-            action: "Watch",
-            note: error.to_owned(),
-            regarding: node(name, name),
-            related: None,
-        });
+        self.publish(|| Notice::refused(error, node(name, name)));
     }
 
     /// Rules cannot be programmed, and that does not pass by itself.

@@ -21,7 +21,7 @@ use std::{
 };
 
 use agent::{
-    events::{self, Recorder},
+    events::{self, Notice, Recorder},
     http, slim,
     sync::{Options, Pacer, Pass},
     watch::{Delta, Selector, deltas},
@@ -265,7 +265,7 @@ impl Loop {
             let own = self.own_reference();
             move |error: &str| {
                 health.explain(Part::Listed, error);
-                recorder.publish(notices::refused(error, &own));
+                recorder.publish(Notice::refused(error, own.clone()));
             }
         };
         let mut nodes = std::pin::pin!(deltas(slim_nodes, &Selector::default(), refused()));
