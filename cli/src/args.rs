@@ -11,6 +11,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEn
 use clap_complete::Shell;
 use hostnet::nft::Proto;
 use hostnet::vocab::{Family, names};
+use k8s_openapi::api::core::v1::Node;
 use serde::Serialize;
 
 use crate::begin;
@@ -23,12 +24,12 @@ use crate::fix::Fix;
 use crate::kernel::Kernel;
 use crate::matrix::{self, Matrix};
 use crate::objects::{ApiServer, Cluster, Wanted};
-use crate::onward::{self, ByCommand, FromHere};
+use crate::onward::{self, ByCommand, FromHere, Place};
 use crate::pods::{PodTable, pods};
 use crate::remote::Remote;
 use crate::report::{Arrival, Trace};
 use crate::saved;
-use crate::status::{self, NodeStatus, StatusTable, status};
+use crate::status::{NodeStatus, StatusTable, status};
 use crate::target::{From, To};
 use crate::top::{Order, UseTable, top};
 use crate::trace::{Question, networks, trace};
@@ -385,7 +386,7 @@ pub fn run(args: &Args, out: &mut String) -> anyhow::Result<u8> {
             let claims = Claims::of(&mut cluster);
             let mut places = claims.places();
             if places.is_empty() {
-                places = status::places(&mut Cluster::default(), reach.here());
+                places.push(Place::nameless(reach.here()));
             }
             let files = args.files(&how.cni_conf_dir, &how.cni_bin_dir);
             let answers = rounds(&places, &claims, &reach, &files, &mut kernel);
@@ -475,12 +476,13 @@ fn send(args: &Args, how: &ProbeArgs, kernel: &mut Kernel, out: &mut String) -> 
     };
     let server = server(args)?.filter(|_| !how.here);
     let mut cluster = cluster(server.as_ref());
-    let Some(members) = matrix::members(&mut cluster) else {
+    let Some(nodes) = cluster.list::<Node>(None, None) else {
         let report = asked.send(kernel)?;
         *out += &args.output.show(&report, &report)?;
         not_seen(args, &cluster, out);
         return Ok(u8::from(!report.is_well()));
     };
+    let members = matrix::members(&nodes);
     asked.service = asked
         .service
         .or_else(|| matrix::service_of_all(&mut cluster));
@@ -503,7 +505,7 @@ fn send(args: &Args, how: &ProbeArgs, kernel: &mut Kernel, out: &mut String) -> 
         .collect();
     let claims = match places.is_empty() {
         true => Claims::default(),
-        false => Claims::of(&mut cluster),
+        false => Claims::by(&nodes, &mut cluster),
     };
     let files = args.files(names::CNI_CONF_DIR.as_ref(), names::CNI_BIN_DIR.as_ref());
     let told = rounds(&places, &claims, &reach, &files, kernel);

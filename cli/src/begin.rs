@@ -2,10 +2,10 @@
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 
-use crate::objects::{Cluster, Known};
+use crate::objects::Cluster;
 use crate::onward::{FromHere, Place};
-use crate::target::{From, To, unknown};
-use crate::trace::{PodNetwork, Question, internal_ips};
+use crate::target::{From, To};
+use crate::trace::{PodNetwork, Question, internal_ips, node};
 use crate::view::View;
 
 /// Where a packet's way begins; `None` if that is this node, or there is no way to ask another. `networks` are the pods'
@@ -42,10 +42,11 @@ pub(crate) fn place(
                 return Ok(None);
             };
             let is_here = |node: &Node| is_own(node, reach);
+            let names = nodes.iter().filter_map(|n| n.metadata.name.as_deref());
             anyhow::ensure!(
                 nodes.iter().any(is_here),
                 "this machine is none of the cluster's nodes: say at which one the way begins, with --at NODE ({})",
-                names_of(&nodes).join(", ")
+                names.collect::<Vec<_>>().join(", ")
             );
             Ok(None)
         }
@@ -61,26 +62,12 @@ pub(crate) fn of_node(
     cluster: &mut Cluster,
     reach: &FromHere,
 ) -> anyhow::Result<Option<Place>> {
-    match cluster.get::<Node>(None, name) {
-        Known::There(node) => Ok((!is_own(&node, reach)).then(|| Place::of(&node))),
-        Known::Absent => {
-            let nodes = cluster.list::<Node>(None, None).unwrap_or_default();
-            let names = names_of(&nodes);
-            Err(unknown("node", name, names.iter().map(String::as_str)).into())
-        }
-        Known::Unseen => anyhow::bail!(
-            "node {name}: nodes are known to the API server alone, and it is not seen from here: --kubeconfig, or run it there"
-        ),
-    }
+    let node = node(cluster, name, "run it there")?;
+    Ok((!is_own(&node, reach)).then(|| Place::of(&node)))
 }
 
 fn is_own(node: &Node, reach: &FromHere) -> bool {
     internal_ips(node).any(|address| reach.own.contains(&address))
-}
-
-fn names_of(nodes: &[Node]) -> Vec<String> {
-    let names = nodes.iter().filter_map(|node| node.metadata.name.clone());
-    names.collect()
 }
 
 fn node_of_pod(name: &str, cluster: &mut Cluster) -> Option<String> {

@@ -40,9 +40,9 @@ pub(crate) fn is_slow(target: &str) -> bool {
     path_of(target) == PROBE
 }
 
-/// Whether it is one of many questions.
+/// Whether another question to the node follows: of a trace they are many, and after an examination its version is asked.
 pub(crate) fn has_more(target: &str) -> bool {
-    path_of(target) == VIEW
+    [VIEW, DOCTOR].contains(&path_of(target))
 }
 
 fn path_of(target: &str) -> &str {

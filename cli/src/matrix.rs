@@ -29,9 +29,8 @@ pub struct Member {
     pub subnets: Vec<String>,
 }
 
-/// All nodes, by their objects; `None` if these are not seen.
-pub fn members(cluster: &mut Cluster) -> Option<Vec<Member>> {
-    let nodes = cluster.list::<Node>(None, None)?;
+/// All nodes, by their objects.
+pub fn members(nodes: &[Node]) -> Vec<Member> {
     let member = |node: &Node| {
         let spec = node.spec.clone().unwrap_or_default();
         Member {
@@ -40,7 +39,7 @@ pub fn members(cluster: &mut Cluster) -> Option<Vec<Member>> {
             subnets: spec.pod_cidrs.unwrap_or_default(),
         }
     };
-    Some(nodes.iter().map(member).collect())
+    nodes.iter().map(member).collect()
 }
 
 /// The cluster IP and port of the Service `kubernetes`, which every cluster has.

@@ -52,6 +52,14 @@ impl Place {
             address: addresses.next().unwrap_or(Family::V4.unspecified()),
         }
     }
+
+    /// Where objects are not seen.
+    pub fn nameless(address: IpAddr) -> Place {
+        Place {
+            name: None,
+            address,
+        }
+    }
 }
 
 impl fmt::Display for Place {

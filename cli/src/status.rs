@@ -119,10 +119,7 @@ fn known(cluster: &mut Cluster, here: IpAddr) -> Vec<(Place, NodeStatus)> {
     match nodes {
         Some(nodes) => nodes.iter().map(of_object).collect(),
         None => {
-            let place = Place {
-                name: None,
-                address: here,
-            };
+            let place = Place::nameless(here);
             let node = place.to_string();
             vec![(
                 place,

@@ -79,6 +79,11 @@ impl Claims {
     /// As the objects say; nothing where they are not seen.
     pub fn of(cluster: &mut Cluster) -> Claims {
         let nodes = cluster.list::<Node>(None, None).unwrap_or_default();
+        Claims::by(&nodes, cluster)
+    }
+
+    /// The same of nodes that are listed already.
+    pub fn by(nodes: &[Node], cluster: &mut Cluster) -> Claims {
         let nodes: Vec<Known> = nodes.iter().map(Known::of).collect();
         let leases = match nodes.is_empty() {
             true => None,

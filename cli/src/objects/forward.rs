@@ -114,7 +114,7 @@ impl ApiServer {
 
     /// The daemons' pods that run, and of which this holds.
     async fn pods(&self, fields: &str) -> Result<BTreeMap<(String, String), String>, String> {
-        // Of a pod little is looked at: and its type is a large one.
+        // Of a pod little is looked at, and its type is a large one.
         let kind = ApiResource::erase::<Pod>(&());
         let pods: Api<DynamicObject> = Api::namespaced_with(self.patient.clone(), NAMESPACE, &kind);
         let [one, other] = DAEMONS.map(|daemon| daemon.name);

@@ -16,7 +16,7 @@ mod deliver;
 mod resolve;
 mod start;
 
-pub(crate) use resolve::internal_ips;
+pub(crate) use resolve::{internal_ips, node};
 
 use std::net::IpAddr;
 use std::path::Path;

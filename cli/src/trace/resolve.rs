@@ -7,7 +7,7 @@ use hostnet::vocab::Family;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 
 use super::{Question, Tracer};
-use crate::objects::Known;
+use crate::objects::{Cluster, Known};
 use crate::target::{self, Destination, From, To, Unclear};
 
 impl Tracer<'_> {
@@ -77,19 +77,9 @@ impl Tracer<'_> {
     }
 
     pub(super) fn node_address(&mut self, name: &str, family: Family) -> anyhow::Result<IpAddr> {
-        match self.cluster.get::<Node>(None, name) {
-            Known::There(node) => internal_ip(&node, family)
-                .ok_or_else(|| anyhow::anyhow!("node {name} has no {family} InternalIP")),
-            Known::Absent => {
-                let all = self.cluster.list::<Node>(None, None).unwrap_or_default();
-                let names: Vec<String> = all.into_iter().filter_map(|n| n.metadata.name).collect();
-                Err(target::unknown("node", name, names.iter().map(String::as_str)).into())
-            }
-            Known::Unseen => anyhow::bail!(
-                "node {name}: nodes are known to the API server alone, and it is not seen from here: \
-                 --kubeconfig, or the node's address"
-            ),
-        }
+        let node = node(self.cluster, name, "the node's address")?;
+        internal_ip(&node, family)
+            .ok_or_else(|| anyhow::anyhow!("node {name} has no {family} InternalIP"))
     }
 
     /// `None` if objects are not seen.
@@ -196,7 +186,25 @@ impl Tracer<'_> {
     }
 }
 
-/// The address by which a node is reached.
+/// A node by its name; `instead` is what to do where the API server is not seen.
+///
+/// # Errors
+/// There is none of the name, or nodes cannot be seen from here.
+pub(crate) fn node(cluster: &mut Cluster, name: &str, instead: &str) -> anyhow::Result<Node> {
+    match cluster.get::<Node>(None, name) {
+        Known::There(node) => Ok(node),
+        Known::Absent => {
+            let all = cluster.list::<Node>(None, None).unwrap_or_default();
+            let names = all.iter().filter_map(|node| node.metadata.name.as_deref());
+            Err(target::unknown("node", name, names).into())
+        }
+        Known::Unseen => anyhow::bail!(
+            "node {name}: nodes are known to the API server alone, and it is not seen from here: \
+             --kubeconfig, or {instead}"
+        ),
+    }
+}
+
 /// Its addresses in the nodes' network, one of each family that it has.
 pub(crate) fn internal_ips(node: &Node) -> impl Iterator<Item = IpAddr> {
     let address = |family: Family| internal_ip(node, family);
